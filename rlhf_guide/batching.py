@@ -1,0 +1,78 @@
+"""Batches for the reward and the preference model: one forward pass in, one vector out.
+
+Both read a whole sequence and need the hidden state of its last real token only. Sequences are
+sorted by length before they are batched (little padding), padded on the right, and the position is
+taken from the true length, so a score does not depend on its neighbours in the batch, nor on which
+token is used for padding.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+@torch.inference_mode()
+def last_hidden_states(
+    model: PreTrainedModel, sequences: Sequence[list[int]], pad_id: int, batch_size: int = 32
+) -> torch.Tensor:
+    """Hidden state of the last token of each sequence, after the final norm.
+
+    Returns float32 on the CPU, shape (len(sequences), hidden), in the order of the input. The
+    backbone alone runs: no vocabulary-sized logits are built. Raises ValueError for an empty
+    sequence.
+    """
+    if any(len(ids) == 0 for ids in sequences):
+        raise ValueError("cannot pool an empty sequence: it has no last token")
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    pooled = torch.zeros(len(sequences), model.config.get_text_config().hidden_size)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        pooled[rows] = _pool_batch(model, [sequences[row] for row in rows], pad_id)
+    return pooled
+
+
+def _pool_batch(model: PreTrainedModel, batch: list[list[int]], pad_id: int) -> torch.Tensor:
+    lengths = torch.tensor([len(ids) for ids in batch])
+    input_ids = torch.full((len(batch), int(lengths.max())), pad_id)
+    for row, ids in enumerate(batch):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+    mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    output = model.base_model(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+    )
+    last = output.last_hidden_state[torch.arange(len(batch)), lengths - 1]
+    return last.float().cpu()
+
+
+def bucketed_order(lengths: Sequence[int], batch_size: int, seed: int, pool: int = 8) -> list[int]:
+    """Order in which consecutive batches hold sequences of similar length, batches shuffled.
+
+    Random pools of `pool * batch_size` items are sorted by length and cut into batches, and the
+    batches are shuffled: padding falls, while neither the order of the steps nor the company of an
+    example follows its length strictly. An incomplete batch stays last.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    full = len(lengths) // batch_size * batch_size
+    shuffled, rest = shuffled[:full], shuffled[full:]
+    batches = []
+    for start in range(0, full, pool * batch_size):
+        part = sorted(shuffled[start : start + pool * batch_size], key=lambda i: lengths[i])
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    mixed = torch.randperm(len(batches), generator=generator).tolist()
+    return [index for batch in mixed for index in batches[batch]] + rest
+
+
+def sample_rows(rows: Sequence[Any], max_samples: int, seed: int) -> list[Any]:
+    """`max_samples` rows drawn without replacement, in their first order; all of them for 0.
+
+    Files are sorted by section, so their first rows would be all of one kind.
+    """
+    if not 0 < max_samples < len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), max_samples))]

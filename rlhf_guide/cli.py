@@ -1,0 +1,148 @@
+"""The command `rlhf-guide`: run the course, report its results, check the machine, publish.
+
+rlhf-guide verify
+rlhf-guide run --profile cpu
+rlhf-guide report runs/cpu
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .errors import GuideError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0, or 1 after printing what is wrong and what to do."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except GuideError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; finished stages are kept, the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rlhf-guide",
+        description="From raw preference data to three iterations of online DPO, notebook by "
+        "notebook.",
+    )
+    parser.add_argument("--version", action="version", version=f"rlhf-guide {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_run(commands)
+    _add_report(commands)
+    check = commands.add_parser("verify", help="check versions, device, weights, memory, disk")
+    check.set_defaults(command=_verify)
+    names = commands.add_parser("parameters", help="list every parameter and a profile's values")
+    names.add_argument("--profile", help="smoke, cpu, gpu or paper")
+    names.set_defaults(command=_parameters)
+    put = commands.add_parser("publish", help="write a cpu run's outputs into notebooks/")
+    put.add_argument("run", help="the run folder")
+    put.add_argument("--notebooks", help="folder of the notebooks")
+    put.add_argument("--timings-only", action="store_true", help="store the times, any profile")
+    put.set_defaults(command=_publish)
+    return parser
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    run = commands.add_parser("run", help="execute the notebooks in order, resuming where it broke")
+    run.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
+    run.add_argument("--only", help="notebooks by number, as in 02-05 or 02,04")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one number"
+    )
+    run.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
+    run.add_argument("--notebooks", help="folder of the notebooks")
+    network = run.add_mutually_exclusive_group()
+    network.add_argument("--allow-network", action="store_true", help="allow downloads")
+    network.add_argument("--no-network", action="store_true", help="block every connection")
+    run.set_defaults(command=_run)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser("report", help="print a run's results and write report.html")
+    report.add_argument("run", help="the run folder")
+    report.add_argument("--json", action="store_true", help="print one JSON object instead")
+    report.add_argument(
+        "--readme",
+        nargs="?",
+        const="README.md",
+        metavar="FILE",
+        help="also rewrite the results block of the README",
+    )
+    report.set_defaults(command=_report)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .course import parse_settings, run_course
+    from .workspace import shown
+
+    overrides = parse_settings(options.set)
+    if options.allow_network:
+        overrides["allow_download"] = True
+    workspace = run_course(
+        profile=options.profile,
+        only=options.only,
+        overrides=overrides,
+        run_dir=options.run_dir and Path(options.run_dir).absolute(),
+        notebooks=options.notebooks,
+        block_network=options.no_network,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"Results: rlhf-guide report {shown(workspace.path)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from . import report
+    from .workspace import shown
+
+    workspace = report.open_finished(options.run)
+    page = report.write_html(workspace)
+    if options.readme:
+        report.write_readme(workspace, Path(options.readme))
+    if options.json:
+        print(json.dumps(report.collect(workspace), indent=1))
+    else:
+        print(report.as_text(workspace))
+        print(f"\nWith figures: {shown(page)}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import as_text, verify
+
+    checks = verify()
+    print(as_text(checks))
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _parameters(options: argparse.Namespace) -> int:
+    from .profiles import load_profile, parameter_names, parameter_value
+
+    profile = load_profile(options.profile)
+    for name, kind in parameter_names().items():
+        print(f"{name:<40} {kind.__name__:<6} {parameter_value(profile, name)!r}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from .publish import publish, record_timings
+
+    if options.timings_only:
+        print(f"wrote {record_timings(options.run).name}")
+        return 0
+    for path in publish(options.run, options.notebooks):
+        print(f"wrote {path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

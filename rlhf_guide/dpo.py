@@ -1,0 +1,293 @@
+"""Direct preference optimisation on TRL, with a reference that stays where it was put.
+
+The loss is the paper's Eq. 5 (its η is TRL's β). `train_dpo` serves both offline DPO and each
+iteration of Algorithm 2, where the policy is warm-started from the previous one while the
+reference remains the SFT policy π0. With LoRA the reference costs no memory: it is the policy with
+its adapter switched off.
+
+Only this module touches TRL's `DPOTrainer`; checked against TRL 1.16.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from trl import DPOConfig, DPOTrainer
+from trl.trainer import utils as trl_utils
+
+from rlhf_guide.batching import bucketed_order
+from rlhf_guide.chat import encode_completion, truncate_left
+from rlhf_guide.errors import DataError
+from rlhf_guide.models import load_policy, load_tokenizer, lora_config, save_model, weights_hash
+from rlhf_guide.settings import DPO
+from rlhf_guide.training import checkpoint, common_arguments, history, training_dtype
+
+MIN_ANSWER_TOKENS = 8
+
+
+def dpo_loss(
+    policy_chosen: torch.Tensor,
+    policy_rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Return the DPO loss of each pair (Eq. 5), from four vectors of summed log-probabilities.
+
+    −log σ(β · [log π(y⁺|x)/π0(y⁺|x) − log π(y⁻|x)/π0(y⁻|x)]); all shapes (pairs,), in nats. Zero
+    margin gives ln 2 ≈ 0.693, the loss before the first step.
+    """
+    chosen_ratio = policy_chosen - reference_chosen
+    rejected_ratio = policy_rejected - reference_rejected
+    return -F.logsigmoid(beta * (chosen_ratio - rejected_ratio))
+
+
+def train_dpo(
+    reference_path: str | Path,
+    pairs: Sequence[Mapping],
+    settings: DPO,
+    output_dir: str | Path,
+    seed: int,
+    dtype: torch.dtype,
+    initial_adapter: str | Path | None = None,
+    merge: bool = False,
+) -> dict[str, Any]:
+    """Train a policy on preference pairs against the fixed reference π0 and save it.
+
+    The policy starts at the reference, or at ``initial_adapter``: the folder that an earlier call
+    saved (an adapter, or a whole model when ``lora_rank`` is 0). Optimiser and schedule start
+    afresh. ``output_dir`` receives the adapter alone; with ``merge``, or with ``lora_rank`` 0, an
+    ordinary model folder. ``settings.nll_weight`` α adds α · NLL(chosen), mean over tokens.
+
+    Returns ``history`` (one dictionary a step: loss, logps, implicit rewards, margins),
+    ``reference_logps`` (pair → (chosen, rejected) under π0, in the order of the kept pairs) and
+    ``metrics``. Raises DataError when no pair survives tokenisation.
+    """
+    started = time.monotonic()
+    tokenizer = load_tokenizer(reference_path)
+    rows, dropped = encode_pairs(tokenizer, pairs, settings.max_length)
+    if not rows:
+        raise DataError(
+            f"None of the {len(pairs)} preference pairs can be trained on ({dropped}): raise "
+            "dpo_max_length or online_samples_per_prompt, or look at the pairs."
+        )
+    trainer = make_trainer(
+        reference_path, tokenizer, rows, settings, output_dir, seed, dtype, initial_adapter
+    )
+    reference_logps = _reference_logps(trainer)
+    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
+    steps = history(trainer)
+    _save(trainer.model, tokenizer, Path(output_dir), merge)
+    metrics = {
+        "pairs": len(rows),
+        **dropped,
+        **summarise(steps, settings.beta),
+        "tokens": sum(_tokens(row) for row in rows),
+        "reference_hash": weights_hash(reference_path),
+        "seconds": time.monotonic() - started,
+    }
+    return {"history": steps, "metrics": metrics, "reference_logps": reference_logps}
+
+
+def make_trainer(
+    reference_path: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping],
+    settings: DPO,
+    output_dir: str | Path,
+    seed: int,
+    dtype: torch.dtype,
+    initial_adapter: str | Path | None = None,
+) -> DPOTrainer:
+    """Build TRL's trainer: reference log-probs are computed here, once, under π0.
+
+    Order matters with LoRA. Given a `PeftModel`, TRL 1.16 freezes a copy of the loaded adapter as
+    its reference, so a warm start would silently move the reference to the previous policy. We
+    pass the plain base with a LoRA configuration, let TRL compute π0's log-probs with the fresh
+    adapter off, and only then load the earlier adapter's weights.
+    """
+    full = settings.lora_rank == 0
+    weights = training_dtype(settings.lora_rank, dtype)
+    model, reference = _load_models(reference_path, initial_adapter, weights, full)
+    with mock.patch.dict(os.environ, {"TQDM_DISABLE": "1"}):  # no bar for the reference pass
+        trainer = _PretokenisedDPOTrainer(
+            model=model,
+            ref_model=reference,
+            args=_arguments(settings, output_dir, seed, dtype),
+            train_dataset=Dataset.from_list(_bucketed(rows, settings.per_device_batch_size, seed)),
+            processing_class=tokenizer,
+            peft_config=None if full else lora_config(settings.lora_rank, "CAUSAL_LM"),
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints every logged step
+    trainer.ref_model = None  # its log-probs are columns of the data set now; free the memory
+    if initial_adapter is not None and not full:
+        load_adapter_weights(trainer.model, initial_adapter)
+    return trainer
+
+
+def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
+    """Copy a saved LoRA adapter's weights into the model's "default" adapter, in place.
+
+    Raises DataError when the folder's adapter has another shape or other modules.
+    """
+    weights = load_peft_weights(str(folder), device="cpu")
+    try:
+        outcome = set_peft_model_state_dict(model, weights, adapter_name="default")
+    except RuntimeError as error:
+        raise DataError(
+            f"The adapter in {folder} does not fit this model ({str(error).splitlines()[0]}): it "
+            "was trained with another dpo_lora_rank or base model. Start a new run folder."
+        ) from error
+    missing = [name for name in outcome.missing_keys if "lora_" in name]
+    if outcome.unexpected_keys or missing:
+        raise DataError(
+            f"The adapter in {folder} covers other modules than this model's "
+            f"({len(outcome.unexpected_keys)} unknown, {len(missing)} missing). "
+            "Start a new run folder."
+        )
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Mapping], max_length: int
+) -> tuple[list[dict], dict[str, int]]:
+    """Tokenise pairs to ``prompt_ids``, ``chosen_ids``, ``rejected_ids``; count what is dropped.
+
+    A long prompt loses its beginning, a long answer its end. An answer that was cut, by the
+    generation limit or here, carries no end-of-turn token: it must not be taught as a stop. Pairs
+    whose answers become the same tokens are dropped (``dropped_same_tokens``).
+    """
+    rows, dropped, cut = [], 0, 0
+    for index, pair in enumerate(pairs):
+        prompt, chosen = _encode_side(tokenizer, pair, "chosen")
+        _, rejected = _encode_side(tokenizer, pair, "rejected")
+        longest = max(len(chosen), len(rejected))
+        room = max(max_length - longest, max_length // 2, 1)
+        prompt = truncate_left(prompt, min(room, max_length - MIN_ANSWER_TOKENS))
+        space = max_length - len(prompt)
+        cut += longest > space
+        chosen, rejected = chosen[:space], rejected[:space]
+        if chosen == rejected:
+            dropped += 1
+            continue
+        rows.append(
+            {"row": index, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        )
+    return rows, {"dropped_same_tokens": dropped, "cut_to_max_length": cut}
+
+
+def summarise(steps: Sequence[Mapping], beta: float) -> dict[str, float]:
+    """Condense a training history: first and last loss, margins, log-ratios to the reference.
+
+    ``start_*`` are the first step's numbers, ``end_*`` the mean over the last quarter of steps.
+    ``*_log_ratio`` is log π(y|x) − log π0(y|x) in nats: the implicit reward divided by β.
+    """
+    logged = [step for step in steps if "rewards/margins" in step]
+    tail = logged[-max(1, len(logged) // 4) :]
+    result: dict[str, float] = {"steps": len(logged)}
+    for label, part in (("start", logged[:1]), ("end", tail)):
+        result[f"{label}_loss"] = _mean(part, "loss")
+        result[f"{label}_margin"] = _mean(part, "rewards/margins")
+        result[f"{label}_accuracy"] = _mean(part, "rewards/accuracies")
+        for side in ("chosen", "rejected"):
+            result[f"{label}_{side}_log_ratio"] = _mean(part, f"rewards/{side}") / beta
+            result[f"{label}_{side}_logp"] = _mean(part, f"logps/{side}")
+    return result
+
+
+class _PretokenisedDPOTrainer(DPOTrainer):
+    """DPOTrainer that takes token ids as they are: TRL 1.16 would template the text again."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
+        with _answer_tokens_only():
+            return super().compute_ref_log_probs(*args, **kwargs)
+
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with _answer_tokens_only():
+            return super()._compute_loss(*args, **kwargs)
+
+
+def _answer_tokens_only() -> AbstractContextManager:
+    """Let TRL project only answer tokens onto the vocabulary on a CPU too, as it does on CUDA.
+
+    Prompts and padding are more than half of a batch, and with a small model the vocabulary is a
+    large part of a step. The result is the same (tests/test_dpo.py compares it with plain logits).
+    """
+    return mock.patch.object(trl_utils, "_use_triton", return_value=True)
+
+
+def _arguments(settings: DPO, output_dir: str | Path, seed: int, dtype: torch.dtype) -> DPOConfig:
+    loss: dict[str, Any] = {"loss_type": ["sigmoid"]}
+    if settings.nll_weight:
+        loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_weight]}
+    return DPOConfig(
+        **common_arguments(settings, output_dir, seed, dtype),
+        **loss,
+        beta=settings.beta,
+        max_length=None,  # encode_pairs has cut already, and counted
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=settings.per_device_batch_size,
+        train_sampling_strategy="sequential",  # keep the bucketed order
+    )
+
+
+def _load_models(
+    reference_path: str | Path, initial: str | Path | None, dtype: torch.dtype, full: bool
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """Load the model to train and, for a warm start without LoRA, a separate reference."""
+    if full and initial is not None:
+        return load_policy(initial, dtype), load_policy(reference_path, dtype)
+    return load_policy(reference_path, dtype), None
+
+
+def _encode_side(
+    tokenizer: PreTrainedTokenizerBase, pair: Mapping, side: str
+) -> tuple[list[int], list[int]]:
+    *prompt, answer = pair[side]
+    # Generated pairs say whether the answer ended by itself; stored ones keep the reason.
+    by_reason = pair.get(f"{side}_finish_reason", "stop") != "length"
+    finished = pair.get(f"{side}_finished", by_reason)
+    return encode_completion(tokenizer, prompt, answer["content"], finished=finished)
+
+
+def _bucketed(rows: Sequence[Mapping], batch_size: int, seed: int) -> list[dict]:
+    # Batches of like length waste little padding, in the reference pass and in training.
+    order = bucketed_order([_tokens(row) for row in rows], batch_size, seed)
+    return [dict(rows[index]) for index in order]
+
+
+def _tokens(row: Mapping) -> int:
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+
+def _reference_logps(trainer: DPOTrainer) -> list[tuple[float, float]]:
+    data = trainer.train_dataset
+    columns = (data[name] for name in ("row", "ref_chosen_logps", "ref_rejected_logps"))
+    return [(chosen, rejected) for _, chosen, rejected in sorted(zip(*columns, strict=True))]
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: bool) -> None:
+    if isinstance(model, PeftModel) and not merge:
+        model.save_pretrained(str(folder))
+        return
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    save_model(model, tokenizer, folder)
+
+
+def _mean(steps: Sequence[Mapping], key: str) -> float:
+    values = [float(step[key]) for step in steps if key in step]
+    return sum(values) / len(values) if values else float("nan")

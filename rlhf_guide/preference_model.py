@@ -1,0 +1,238 @@
+"""Generative pairwise preference model (paper, section 2.1): training and judging.
+
+The model reads a question and two answers and says which is better in one token:
+
+    user       [CONTEXT] {x} [RESPONSE A] {a₁} [RESPONSE B] {a₂}
+    assistant  A
+
+    P(a₁ ≻ a₂ | x) = p("A") / (p("A") + p("B"))
+
+It is trained as plain fine-tuning with the loss on the label alone. Whether the better answer
+stands in place A is drawn for every pair, or the model would learn the place. When judging, both
+orders are asked and averaged, so that P(a, b) + P(b, a) = 1 whatever bias is left.
+
+    result = train_preference_model(base, pairs, profile.preference_model, folder, seed=42)
+    PreferenceScorer(folder).probability([(context_messages, answer_1, answer_2), ...])
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
+from rlhf_guide.chat import encode_completion, encode_prompt
+from rlhf_guide.comparisons import (
+    Comparison,
+    format_comparison,
+    knockout,
+    labelled_comparisons,
+    position_bias,
+)
+from rlhf_guide.errors import DataError, TemplateError
+from rlhf_guide.models import load_policy, load_tokenizer, lora_config, save_model
+from rlhf_guide.settings import PreferenceModel
+from rlhf_guide.training import (
+    checkpoint,
+    common_arguments,
+    history,
+    run_metrics,
+    training_dtype,
+)
+
+LABELS = ("A", "B")
+IGNORED = -100  # label of a token that does not enter the loss
+
+
+def label_token_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Token ids of the labels A and B as they stand after the assistant's header.
+
+    "A" and " A" are different tokens, so the ids are taken from a whole templated conversation.
+    Raises TemplateError if a label is not exactly one token.
+    """
+    found = [
+        encode_completion(tokenizer, [{"role": "user", "content": "?"}], label, finished=False)[1]
+        for label in LABELS
+    ]
+    for label, ids in zip(LABELS, found, strict=True):
+        if len(ids) != 1:
+            raise TemplateError(
+                f"the label {label!r} becomes {len(ids)} tokens after the assistant's header, so "
+                "its probability is not one number: use a tokenizer or template that makes it one."
+            )
+    return found[0][0], found[1][0]
+
+
+def encode_comparisons(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[dict[str, Any]],
+    max_length: int,
+    seed: int,
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """Training rows `{"input_ids", "labels"}` and counts of what happened.
+
+    `labels` is −100 everywhere but on the last token, the label. A comparison longer than
+    `max_length` tokens is left out and counted: cutting it would remove the question or one of the
+    answers. Counts: `pairs`, `too_long`, `label_a`. Raises DataError if nothing is left.
+    """
+    rows, counts = [], {"pairs": len(pairs), "too_long": 0, "label_a": 0}
+    a_or_b = dict(zip(LABELS, label_token_ids(tokenizer), strict=True))
+    for text, label in labelled_comparisons(pairs, seed):
+        prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": text}])
+        if len(prompt_ids) >= max_length:
+            counts["too_long"] += 1
+            continue
+        counts["label_a"] += label == "A"
+        labels = [IGNORED] * len(prompt_ids) + [a_or_b[label]]
+        rows.append({"input_ids": [*prompt_ids, a_or_b[label]], "labels": labels})
+    if not rows:
+        raise DataError(
+            f"none of {len(pairs)} comparisons fits into {max_length} tokens: raise "
+            "preference_model_max_length, or run the data notebook (01) if there are no pairs."
+        )
+    return rows, counts
+
+
+class LabelTrainer(SFTTrainer):
+    """TRL's SFTTrainer that builds logits at the labels only, one position in some hundred.
+
+    The loss is unchanged; without a GPU, TRL would project every position to the vocabulary.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy of the labels over the whole (accumulated) batch; logs accuracy."""
+        labels = inputs.pop("labels")[:, 1:]
+        columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+        outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
+        logits, targets = outputs.logits.float().flatten(0, 1), labels[:, columns].flatten()
+        loss = torch.nn.functional.cross_entropy(
+            logits, targets, ignore_index=IGNORED, reduction="sum"
+        )
+        real = targets != IGNORED
+        correct = (logits.argmax(dim=-1) == targets)[real].float().mean().item()
+        self._metrics["train" if model.training else "eval"]["accuracy"].append(correct)
+        count = real.sum() if num_items_in_batch is None else num_items_in_batch
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        loss = loss / count
+        return (loss, outputs) if return_outputs else loss
+
+
+def train_preference_model(
+    base: str | Path,
+    pairs: Sequence[dict[str, Any]],
+    settings: PreferenceModel,
+    output_dir: str | Path,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Fine-tune a causal language model to name the better of two answers; save it to a folder.
+
+    Comparisons are packed whole (never cut) into blocks of `max_length` when `settings.packing`.
+    Returns `history` (one row a step: loss and accuracy of the label) and `metrics`.
+    """
+    tokenizer = load_tokenizer(base)
+    asked = sample_rows(pairs, settings.max_samples, seed)
+    rows, counts = encode_comparisons(tokenizer, asked, settings.max_length, seed)
+    trainer = _build_trainer(base, tokenizer, rows, settings, output_dir, seed, dtype)
+    trainer.remove_callback(PrinterCallback)  # it prints every logged step
+    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = model.merge_and_unload() if settings.lora_rank else model
+    save_model(model.to(dtype), tokenizer, output_dir)
+    metrics = {**counts, **run_metrics(trainer)}
+    metrics["tokens"] = settings.epochs * sum(len(row["input_ids"]) for row in rows)
+    return {"history": history(trainer), "metrics": metrics}
+
+
+def _build_trainer(
+    base: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict[str, list[int]]],
+    settings: PreferenceModel,
+    output_dir: str | Path,
+    seed: int,
+    dtype: torch.dtype,
+) -> LabelTrainer:
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = bucketed_order(lengths, settings.per_device_batch_size, seed)
+    arguments = SFTConfig(
+        **common_arguments(settings, output_dir, seed, dtype),
+        max_length=settings.max_length,
+        packing=settings.packing,
+        packing_strategy="bfd",
+        pad_to_multiple_of=None,
+        # Blocks are equally long; single comparisons keep the bucketed order, to pad little.
+        train_sampling_strategy="random" if settings.packing else "sequential",
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=training_dtype(settings.lora_rank, dtype), attn_implementation="sdpa"
+    )
+    return LabelTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list([rows[index] for index in order]),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings.lora_rank) if settings.lora_rank else None,
+    )
+
+
+class PreferenceScorer:
+    """A saved preference model that compares two answers to a context.
+
+    A comparison is a tuple (context messages, answer a, answer b).
+    """
+
+    def __init__(
+        self, path: str | Path, dtype: str | torch.dtype = "auto", batch_size: int = 16
+    ) -> None:
+        """Load the folder; raises TemplateError if A and B are not single tokens."""
+        self.path, self.batch_size = Path(path), batch_size
+        self.tokenizer = load_tokenizer(path)
+        self.model = load_policy(path, dtype)
+        rows = list(label_token_ids(self.tokenizer))
+        weight = self.model.get_output_embeddings().weight
+        self.head = weight.detach()[rows].float().cpu()  # (2, hidden): the rows of A and B
+
+    def orders(self, comparisons: Sequence[Comparison]) -> np.ndarray:
+        """P(a ≻ b) for both orders, shape (comparisons, 2).
+
+        Column 0 is read with a in place A, column 1 with a in place B. A judge without position
+        bias gives equal columns.
+        """
+        swapped = [(context, b, a) for context, a, b in comparisons]
+        first = self._probability_of_a([*comparisons, *swapped])
+        return np.stack([first[: len(comparisons)], 1 - first[len(comparisons) :]], axis=1)
+
+    def probability(self, comparisons: Sequence[Comparison]) -> np.ndarray:
+        """P(a ≻ b) averaged over both orders, shape (comparisons,); P(a, b) + P(b, a) = 1."""
+        return self.orders(comparisons).mean(axis=1)
+
+    def position_bias(self, comparisons: Sequence[Comparison]) -> float:
+        """Share of the comparisons whose verdict changes with the order (see `comparisons`)."""
+        return position_bias(self.orders(comparisons))
+
+    def knockout(self, context: list[dict[str, str]], answers: Sequence[str]) -> dict[str, Any]:
+        """Best of n answers in n − 1 matches (see `comparisons.knockout`)."""
+        return knockout(self.probability, context, answers)
+
+    def _probability_of_a(self, comparisons: Sequence[Comparison]) -> np.ndarray:
+        sequences = [
+            encode_prompt(
+                self.tokenizer, [{"role": "user", "content": format_comparison(*comparison)}]
+            )
+            for comparison in comparisons
+        ]
+        hidden = last_hidden_states(
+            self.model, sequences, self.tokenizer.pad_token_id, self.batch_size
+        )
+        # Softmax over the two labels alone: the rest of the vocabulary cancels.
+        logits = (hidden @ self.head.T).double()
+        return torch.softmax(logits, dim=-1)[:, 0].numpy()

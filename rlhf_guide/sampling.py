@@ -1,0 +1,194 @@
+"""Sampling with transformers' `generate`: many short answers, quickly, also on a CPU.
+
+Four things make a batch cheap; none changes what is sampled:
+
+* the n answers to a prompt share one pass over the prompt: its cache is computed once and repeated;
+* every few tokens the rows that have stopped leave the batch, and their cache with them;
+* prompts of similar length are batched (by the caller), so little padding is computed;
+* a token is drawn by inverting the cumulative distribution at one uniform number. `generate`'s own
+  way needs a random number for each of the 49,152 tokens of the vocabulary.
+
+The uniform numbers belong to the request (prompt, sample), not to the batch. A text is therefore
+reproduced by its seed alone, and neither its neighbours nor the batch's order matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation import TopPLogitsWarper
+
+SEGMENT = 16  # tokens between two looks at which rows have stopped
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, and the temperature and seed of each answer that is wanted."""
+
+    prompt_ids: list[int]
+    temperatures: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+class InverseTransformSampler(LogitsProcessor):
+    """Draw each row's token from softmax(logits / T) with that row's T and uniform number.
+
+    u ~ U(0, 1) picks the first token whose cumulative probability exceeds u. All other scores
+    become −∞, so that `generate`'s greedy choice takes the token. T = 0 is the most likely token.
+    """
+
+    def __init__(
+        self,
+        temperatures: torch.Tensor,
+        uniforms: torch.Tensor,
+        prompt_length: int,
+        top_p: float = 1.0,
+    ):
+        """`temperatures` (rows,), `uniforms` (rows, max_new_tokens), all on the model's device."""
+        self.temperatures = temperatures.clamp(min=1e-5)[:, None]
+        # Rounding must not let u reach the total, where no token is left.
+        self.uniforms = uniforms.clamp(max=1 - 1e-6)
+        self.prompt_length = prompt_length
+        self.top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows only."""
+        self.temperatures, self.uniforms = self.temperatures[rows], self.uniforms[rows]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (rows, vocabulary) with one finite entry a row."""
+        scores = scores / self.temperatures
+        if self.top_p is not None:
+            scores = self.top_p(input_ids, scores)
+        cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
+        step = input_ids.shape[1] - self.prompt_length
+        level = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, level, right=True)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+
+
+def request_uniforms(seed: int, count: int) -> torch.Tensor:
+    """The uniform numbers of one request, made on the CPU so that they are alike everywhere."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def sample_batch(
+    model: Any,
+    requests: Sequence[Request],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    top_p: float = 1.0,
+) -> list[list[int]]:
+    """New tokens of every answer, request by request, sample by sample.
+
+    A finished answer ends with one of `stop_ids`; one cut by `max_new_tokens` does not.
+    """
+    ids, mask, owner = _padded(requests, pad_id, model.device)
+    cache = _prompt_cache(model, ids, mask, owner)
+    ids, mask = ids[owner], mask[owner]
+    sampler = _sampler(requests, ids, max_new_tokens, top_p)
+    rows = torch.arange(len(ids), device=ids.device)
+    stops = torch.tensor(list(stop_ids), device=ids.device)
+    new: list[list[int]] = [[] for _ in rows]
+    for start in range(0, max_new_tokens, SEGMENT):
+        length = ids.shape[1]
+        ids = _extend(model, ids, mask, cache, sampler, stops, min(SEGMENT, max_new_tokens - start))
+        mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - length), value=1)
+        for row, tokens in zip(rows.tolist(), ids[:, length:].tolist(), strict=True):
+            new[row] += tokens
+        running = (~torch.isin(ids[:, length:], stops).any(dim=1)).nonzero().flatten()
+        if len(running) == 0:
+            break
+        if len(running) < len(ids):
+            ids, mask, rows = ids[running], mask[running], rows[running]
+            cache.batch_select_indices(running)
+            sampler.keep(running)
+    return [_until_stop(tokens, set(stop_ids)) for tokens in new]
+
+
+def _padded(
+    requests: Sequence[Request], pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Prompts padded on the left (prompts, length), their mask, and each row's prompt."""
+    length = max(len(request.prompt_ids) for request in requests)
+    ids = torch.full((len(requests), length), pad_id, device=device)
+    mask = torch.zeros_like(ids)
+    for row, request in enumerate(requests):
+        ids[row, length - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+        mask[row, length - len(request.prompt_ids) :] = 1
+    counts = torch.tensor([len(request.seeds) for request in requests], device=device)
+    owner = torch.repeat_interleave(torch.arange(len(requests), device=device), counts)
+    return ids, mask, owner
+
+
+def _prompt_cache(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, owner: torch.Tensor
+) -> DynamicCache:
+    """Keys and values of each prompt but its last token, repeated for the prompt's samples."""
+    cache = DynamicCache(config=model.config)
+    if ids.shape[1] > 1:
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, :-1]
+        # The decoder alone: no scores over the vocabulary are needed here.
+        model.get_decoder()(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_select_indices(owner)
+    return cache
+
+
+def _sampler(
+    requests: Sequence[Request], ids: torch.Tensor, max_new_tokens: int, top_p: float
+) -> InverseTransformSampler:
+    temperatures = [t for request in requests for t in request.temperatures]
+    seeds = [seed for request in requests for seed in request.seeds]
+    uniforms = torch.stack([request_uniforms(seed, max_new_tokens) for seed in seeds])
+    return InverseTransformSampler(
+        torch.tensor(temperatures, device=ids.device),
+        uniforms.to(ids.device),
+        prompt_length=ids.shape[1],
+        top_p=top_p,
+    )
+
+
+def _extend(
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: DynamicCache,
+    sampler: InverseTransformSampler,
+    stops: torch.Tensor,
+    count: int,
+) -> torch.Tensor:
+    """Let `generate` write up to `count` more tokens a row; the cache grows along."""
+    stop_ids = stops.tolist()
+    config = GenerationConfig(
+        max_new_tokens=count,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=stop_ids,
+        # What follows a stop within a segment is cut off, so any stop token pads.
+        pad_token_id=stop_ids[0],
+    )
+    return model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        generation_config=config,
+        logits_processor=LogitsProcessorList([sampler]),
+    )
+
+
+def _until_stop(tokens: list[int], stop_ids: set[int]) -> list[int]:
+    """Tokens up to the first stop token, which is kept."""
+    for index, token in enumerate(tokens):
+        if token in stop_ids:
+            return tokens[: index + 1]
+    return tokens

@@ -1,0 +1,179 @@
+"""The settings of every stage as frozen dataclasses; the numbers are in `profiles`.
+
+A field's metadata holds its range or its choices, which `parameters` checks.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+def _between(low: float, high: float = math.inf) -> Any:
+    """A number of the closed range [low, high]."""
+    return field(metadata={"low": low, "high": high})
+
+
+def _above(low: float, high: float = math.inf) -> Any:
+    """A number of the half-open range (low, high]."""
+    return field(metadata={"low": low, "high": high, "open": True})
+
+
+def _one_of(*choices: str) -> Any:
+    """One of a few words."""
+    return field(metadata={"choices": choices})
+
+
+SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Supervised fine-tuning with packing (paper §3.1).
+
+    `batch_size` counts packed blocks of `max_length` tokens and is global: gradient accumulation
+    follows from it, the per-device batch and the number of devices. `lora_rank` 0 means full
+    fine-tuning; `max_samples` 0 means all demonstrations.
+    """
+
+    learning_rate: float = _above(0, 1)
+    batch_size: int = _between(1)
+    per_device_batch_size: int = _between(1)
+    epochs: int = _between(1, 100)
+    max_length: int = _between(16, 1_000_000)
+    packing: bool
+    completion_only: bool
+    lora_rank: int = _between(0, 1024)
+    warmup_ratio: float = _between(0, 0.5)
+    scheduler: str = _one_of(*SCHEDULERS)
+    weight_decay: float = _between(0, 1)
+    max_samples: int = _between(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """Bradley-Terry reward model (paper §2.1); `batch_size` counts preference pairs."""
+
+    learning_rate: float = _above(0, 1)
+    batch_size: int = _between(1)
+    per_device_batch_size: int = _between(1)
+    epochs: int = _between(1, 100)
+    max_length: int = _between(16, 1_000_000)
+    lora_rank: int = _between(0, 1024)
+    warmup_ratio: float = _between(0, 0.5)
+    scheduler: str = _one_of(*SCHEDULERS)
+    weight_decay: float = _between(0, 1)
+    max_samples: int = _between(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceModel:
+    """Generative pairwise preference model (paper §2.1).
+
+    `batch_size` counts packed blocks of `max_length` tokens when `packing`, comparisons otherwise.
+    """
+
+    learning_rate: float = _above(0, 1)
+    batch_size: int = _between(1)
+    per_device_batch_size: int = _between(1)
+    epochs: int = _between(1, 100)
+    max_length: int = _between(16, 1_000_000)
+    packing: bool
+    lora_rank: int = _between(0, 1024)
+    warmup_ratio: float = _between(0, 0.5)
+    scheduler: str = _one_of(*SCHEDULERS)
+    weight_decay: float = _between(0, 1)
+    max_samples: int = _between(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How answers are sampled (paper §3.3): backend, longest answer in tokens, batch, top-p."""
+
+    backend: str = _one_of("transformers", "vllm")
+    max_new_tokens: int = _between(1, 100_000)
+    batch_size: int = _between(1)
+    top_p: float = _above(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPO:
+    """Direct preference optimisation (Eq. 5, Table 7); `batch_size` counts pairs.
+
+    `beta` is the paper's eta. `offline_epochs` is the number of passes of the offline baseline
+    (appendix B.3), `epochs` that of an online iteration; `max_samples` bounds the offline pairs
+    (0 = all). `nll_weight` adds the chosen answer's mean negative log-likelihood (§3.3).
+    """
+
+    beta: float = _above(0, 100)
+    learning_rate: float = _above(0, 1)
+    batch_size: int = _between(1)
+    per_device_batch_size: int = _between(1)
+    epochs: int = _between(1, 100)
+    offline_epochs: int = _between(1, 100)
+    max_length: int = _between(16, 1_000_000)
+    lora_rank: int = _between(0, 1024)
+    warmup_ratio: float = _between(0, 0.5)
+    scheduler: str = _one_of(*SCHEDULERS)
+    max_samples: int = _between(0)
+    nll_weight: float = _between(0, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online:
+    """Algorithm 2 (paper §3.3): iterations, prompts, samples, temperatures, pairs, reference.
+
+    Half of `samples_per_prompt` are drawn at `temperature_high`, half at `temperature_low`, so
+    the number is even. `length_penalty` is lambda of Eq. 9, in reward per character.
+    """
+
+    iterations: int = _between(1, 100)
+    prompts_per_iteration: int = _between(1)
+    samples_per_prompt: int = _between(2, 1024)
+    temperature_high: float = _above(0, 10)
+    temperature_low: float = _above(0, 10)
+    pair_strategy: str = _one_of("best_worst", "best_second", "best_random", "random")
+    length_penalty: float = _between(0, 100)
+    reference: str = _one_of("sft", "previous")
+    warm_start: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out evaluation and the length study of §2.2 (Figure 3).
+
+    `length_study_prompts` prompts with `length_study_samples` answers each give the correlation
+    of reward and length; confidence intervals come from `bootstrap_samples` resamples of prompts.
+    """
+
+    prompts: int = _between(1)
+    samples_per_prompt: int = _between(1, 1024)
+    temperature: float = _above(0, 10)
+    validation_prompts: int = _between(1)
+    bootstrap_samples: int = _between(10, 1_000_000)
+    length_study_prompts: int = _between(1)
+    length_study_samples: int = _between(2, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """All settings of a run. Models are a Hub id, a local folder or an embedded model's name."""
+
+    name: str
+    seed: int = _between(0, 2**31 - 1)
+    data_source: str
+    base_model: str
+    reward_base_model: str
+    dtype: str = _one_of("auto", "float32", "bfloat16")
+    allow_download: bool
+    sft: SFT
+    reward_model: RewardModel
+    preference_model: PreferenceModel
+    generation: Generation
+    dpo: DPO
+    online: Online
+    evaluation: Evaluation
+
+
+def section_dict(section: Any) -> dict[str, Any]:
+    """The fields of one section (or of a whole profile) as a plain dictionary."""
+    return asdict(section)

@@ -1,0 +1,27 @@
+"""What every test shares: one thread of computation, no hub, no network.
+
+The cache of converted weights is the reader's own (~/.cache/rlhf_guide or RLHF_GUIDE_CACHE), so
+that tests convert the weights once and not once a run.
+"""
+
+import os
+
+# Before any library reads them. One thread a process: the tests run beside one another.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A reader's own settings must not change what the tests see.
+for variable in ("RLHF_GUIDE_PROFILE", "RLHF_GUIDE_RUNS", "RLHF_GUIDE_ALLOW_DOWNLOAD"):
+    os.environ.pop(variable, None)
+
+import pytest  # noqa: E402
+
+from rlhf_guide.offline import block_network, unblock_network  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """Refuse every connection that leaves the machine, in this process."""
+    block_network()
+    yield
+    unblock_network()

@@ -1,0 +1,88 @@
+"""The book's pages and the code name the same things; no build needed."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_guide import errors
+from rlhf_guide.parameters import FLAT_FIELDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "book").glob("*.md"))
+ERRORS = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def chapters():
+    toc = yaml.safe_load(text("book/_toc.yml"))
+    return [toc["root"], *(row["file"] for part in toc["parts"] for row in part["chapters"])]
+
+
+def headings(page):
+    return re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+
+
+def anchor(heading):
+    """A heading's anchor as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_every_notebook_is_a_chapter_in_its_order():
+    notebooks = sorted(f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert [name for name in chapters() if name.startswith("notebooks/")] == notebooks
+
+
+def test_every_page_is_in_the_table_of_contents():
+    pages = {f"book/{path.stem}" for path in PAGES}
+    assert {name for name in chapters() if name.startswith("book/")} == pages
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_each_error_has_its_paragraph(name):
+    assert name in headings(text("book/troubleshooting.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, place = target.partition("#")
+        found = page if not name else page.parent / name
+        assert found.exists(), f"{page.name}: {target}"
+        if place:
+            assert place in map(anchor, headings(found.read_text(encoding="utf-8"))), target
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_functions_and_parameters_that_a_page_names_exist(page):
+    content = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:rlhf_guide|data_prep)\.[\w.]+)`", content):
+        assert is_importable(name), name
+    for name in re.findall(r"parameter `(\w+)`", content):
+        assert name in FLAT_FIELDS
+
+
+def is_importable(name):
+    """Whether a dotted name is a module, or something in one."""
+    module, _, attribute = name.rpartition(".")
+    if hasattr(importlib.import_module(module), attribute):
+        return True
+    return importlib.util.find_spec(name) is not None
+
+
+def test_pages_cite_only_what_the_bibliography_has():
+    known = set(re.findall(r"^@\w+\{(\w+),", text("book/references.bib"), re.MULTILINE))
+    cited = {key for page in PAGES for key in re.findall(r"\{cite\}`(\w+)`", page.read_text())}
+    assert cited <= known
+
+
+def test_the_book_does_not_execute_notebooks_and_loads_mathjax_from_itself():
+    config = yaml.safe_load(text("book/_config.yml"))
+    assert config["execute"]["execute_notebooks"] == "off"
+    assert "sphinx_mathjax_offline" in config["sphinx"]["extra_extensions"]

@@ -1,0 +1,178 @@
+"""Intervals cover what they claim, clusters and ties count as they should."""
+
+import numpy as np
+import pytest
+
+from rlhf_guide.errors import DataError
+from rlhf_guide.evaluation import (
+    bootstrap_mean,
+    by_group,
+    format_cell,
+    instruction_pass_rate,
+    judge,
+    length_correlation,
+    paired_difference,
+    pearson,
+    plain,
+    table,
+    win_rate,
+)
+
+
+def coverage(draw, truth: float, runs: int = 300) -> float:
+    """Share of simulated samples whose 95% interval holds the true mean."""
+    hits = 0
+    for run in range(runs):
+        values, clusters = draw(np.random.default_rng(run))
+        found = bootstrap_mean(values, clusters, n_boot=400, seed=run)
+        hits += found["low"] <= truth <= found["high"]
+    return hits / runs
+
+
+def test_bootstrap_interval_covers_the_mean():
+    covered = coverage(lambda rng: (rng.normal(2.0, 1.0, 60), None), 2.0)
+    assert 0.90 <= covered <= 0.99
+
+
+def clustered_sample(rng, prompts: int = 40, samples: int = 8):
+    # Answers to one prompt share its difficulty, so they are far from independent.
+    difficulty = np.repeat(rng.normal(0.0, 1.0, prompts), samples)
+    return difficulty + rng.normal(0.0, 0.3, prompts * samples), np.repeat(
+        np.arange(prompts), samples
+    )
+
+
+def test_clusters_restore_coverage_that_single_answers_lose():
+    with_clusters = coverage(clustered_sample, 0.0)
+    without = coverage(lambda rng: (clustered_sample(rng)[0], None), 0.0)
+    assert with_clusters >= 0.88
+    assert without < 0.65
+
+
+def test_mean_counts_clusters_and_keeps_unequal_ones_apart():
+    found = bootstrap_mean([0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b"])
+    assert found["value"] == 0.25
+    assert found["n"] == 2
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+
+
+def test_constant_sample_has_a_point_interval():
+    found = bootstrap_mean([0.1] * 7)
+    assert found["value"] == pytest.approx(0.1)
+    assert found["low"] == pytest.approx(0.1)
+    assert found["high"] == pytest.approx(0.1)
+    assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_bootstrap_is_reproducible_by_seed():
+    values = list(np.random.default_rng(0).normal(size=30))
+    assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+    assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_nothing_or_nonsense_is_refused(values):
+    with pytest.raises(DataError):
+        bootstrap_mean(values)
+
+
+def test_cluster_names_must_match_the_values():
+    with pytest.raises(DataError, match="2 values but 1 cluster"):
+        bootstrap_mean([1.0, 2.0], ["a"])
+
+
+def test_pairing_narrows_the_interval_and_finds_a_small_gain():
+    rng = np.random.default_rng(1)
+    easy = rng.normal(0.0, 2.0, 100)
+    before, after = easy + rng.normal(0, 0.2, 100), easy + 0.2 + rng.normal(0, 0.2, 100)
+    paired = paired_difference(after, before)
+    separate = bootstrap_mean(after)
+    assert paired["low"] > 0
+    assert paired["value"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert paired["high"] - paired["low"] < 0.3 * (separate["high"] - separate["low"])
+
+
+def test_paired_difference_refuses_unequal_lengths():
+    with pytest.raises(DataError, match="got 2 and 1"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def test_win_rate_counts_ties_as_half():
+    found = win_rate([3.0, 1.0, 2.0, 2.0], [1.0, 3.0, 2.0, 2.0 + 1e-12])
+    assert found["value"] == 0.5
+    assert found["ties"] == 0.5
+    assert win_rate([1.0, 1.0], [0.0, 0.0])["value"] == 1.0
+    assert win_rate([1.0], [1.0])["value"] == 0.5
+
+
+def test_win_rate_of_a_against_b_and_b_against_a_sum_to_one():
+    a, b = np.random.default_rng(2).normal(size=(2, 50))
+    assert win_rate(a, b)["value"] + win_rate(b, a)["value"] == pytest.approx(1.0)
+
+
+def test_instruction_pass_rate_leaves_out_prompts_without_one():
+    found = instruction_pass_rate([True, None, False, None, True], ["a", "b", "c", "d", "e"])
+    assert found["value"] == pytest.approx(2 / 3)
+    assert found["n"] == 3
+
+
+def test_length_correlation_of_a_length_judge_is_one():
+    lengths = [[10, 20, 30], [5, 9, 40], [7, 7, 7]]
+    found = length_correlation(lengths, lengths)
+    assert found["value"] == pytest.approx(1.0)
+    assert found["dropped"] == 1
+    assert found["n"] == 2
+    assert found["kept"] == [0, 1]
+    assert found["mean_lengths"] == [20.0, 18.0]
+
+
+def test_length_correlation_drops_equal_rewards_and_single_answers():
+    found = length_correlation([[1.0, 1.0], [0.3], [2.0, 1.0]], [[5, 9], [4], [1, 2]])
+    assert (found["dropped"], found["n"]) == (2, 1)
+    assert found["value"] == pytest.approx(-1.0)
+    with pytest.raises(DataError, match="No prompt of 1"):
+        length_correlation([[1.0, 1.0]], [[1, 2]])
+
+
+def test_pearson_equals_numpy_and_knows_when_it_is_undefined():
+    x, y = np.random.default_rng(3).normal(size=(2, 20))
+    assert pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    # 0.1 + 0.2 ≠ 0.3 in floating point: centring leaves residue, not information.
+    assert pearson([0.1 + 0.2, 0.3, 0.3], [1.0, 2.0, 3.0]) is None
+
+
+def test_by_group_measures_each_group():
+    values = [1.0, 0.0, 1.0]
+    found = by_group(["x", "y", "x"], lambda rows: bootstrap_mean([values[i] for i in rows]))
+    assert list(found) == ["x", "y"]
+    assert found["x"]["value"] == 1.0
+
+
+def test_table_writes_intervals_in_words():
+    interval = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4, "ties": 0.0}
+    text = table([{"policy": "sft", "utility": interval}, {"policy": "online", "utility": None}])
+    assert text.splitlines()[0] == "| policy | utility |"
+    assert "| sft | 0.500 [0.250, 0.750] |" in text
+    assert format_cell(3) == "3"
+    assert set(plain(interval)) == {"value", "low", "high", "n"}
+
+
+def test_judge_flattens_answers_in_order():
+    prompt = {
+        "prompt_id": "p",
+        "messages": [{"role": "user", "content": "Where is the Eiffel Tower?"}],
+        "section": "chat",
+        "facts": [["Paris"]],
+        "instruction": None,
+        "reference": "In Paris.",
+    }
+    answers = [("It stands in Paris.", "stop"), ("It stands in", "length")]
+    responses = [
+        {"text": text, "finish_reason": reason, "n_tokens": 4, "temperature": 0.7, "seed": 0}
+        for text, reason in answers
+    ]
+    first, second = judge([{**prompt, "responses": responses}])
+    assert first["utility"] > second["utility"]
+    assert first["facts"] == 1.0
+    assert first["kept"] is None
+    assert (first["kind"], second["sample"], first["characters"]) == ("none", 1, 19)

