@@ -124,11 +124,11 @@ def build_pairs(
     """Preference pairs for a split, balanced so that length does not give the answer away.
 
     `utility(prompt, text, finish_reason)` scores a candidate and `prefer(a, b, key)` is the
-    annotator's simulated choice (`rlhf_guide.oracle.annotator`). Pairs whose utilities differ by less than `min_margin` are
-    dropped as ties (paper, appendix B.1: small margins are removed). For each prompt the builder
-    draws in turn a pair whose chosen answer is the longer and one whose chosen answer is the
-    shorter, as far as both exist; with `pairs_per_prompt=None` it keeps every clear pair,
-    unbalanced. Returns the pairs and counts of what was dropped.
+    annotator's simulated choice (`rlhf_guide.oracle.annotator`). Pairs whose utilities differ by
+    less than `min_margin` are dropped as ties (paper, appendix B.1: small margins are removed).
+    For each prompt the builder draws in turn a pair whose chosen answer is the longer and one
+    whose chosen answer is the shorter, as far as both exist; with `pairs_per_prompt=None` it keeps
+    every clear pair, unbalanced. Returns the pairs and counts of what was dropped.
     """
     candidates = load_candidates(split)
     counts = {"candidate_pairs": 0, "tie_or_small_margin": 0, "not_drawn": 0, "kept": 0}

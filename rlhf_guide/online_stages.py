@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rlhf_guide.annotation import annotate
+from rlhf_guide.batching import sample_rows
 from rlhf_guide.dpo import train_dpo
 from rlhf_guide.errors import DataError, ParameterError
 from rlhf_guide.generation import generate
@@ -36,7 +37,7 @@ def sample_answers(ws: Workspace, t: int, profile: Profile) -> Stage:
     }
     stage = ws.stage(stage_name(t, "generation"), config, ["data", policy_stage(t - 1)])
     if not stage.done:
-        prompts = load_slice(ws, t)[: online.prompts_per_iteration]
+        prompts = sample_rows(load_slice(ws, t), online.prompts_per_iteration, profile.seed)
         model, adapter = iteration_policy(ws, t - 1)
         rows = generate(
             model,
@@ -135,11 +136,11 @@ def validate(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> Stage:
     }
     stage = ws.stage(stage_name(t, "validation"), config, ["data", "reward_model", policy_stage(t)])
     if not stage.done:
-        prompts = read_jsonl(ws.load("data").dir / "prompts_validation.jsonl")
+        stored = read_jsonl(ws.load("data").dir / "prompts_validation.jsonl")
         model, adapter = iteration_policy(ws, t)
         rows = generate(
             model,
-            prompts[: settings.validation_prompts],
+            sample_rows(stored, settings.validation_prompts, profile.seed),
             profile.generation,
             config["temperatures"],
             config["seed"],
