@@ -206,7 +206,13 @@ def _deal() -> dict[str, list[Prompt]]:
                 plain = number % _NO_INSTRUCTION_EVERY == _NO_INSTRUCTION_EVERY - 1
                 kind = None if plain else kinds.pop()
                 splits[split].append(_prompt(section, item, kind, rng))
-    return splits
+    return {split: _interleaved(prompts) for split, prompts in splits.items()}
+
+
+def _interleaved(prompts: list[Prompt]) -> list[Prompt]:
+    """Take the sections in turn, so that the first n prompts of a split are of every section."""
+    groups = [[p for p in prompts if p["section"] == section] for section in SECTIONS]
+    return [prompt for turn in zip(*groups, strict=True) for prompt in turn]
 
 
 def _prompt(section: str, item: dict[str, Any], kind: str | None, rng: random.Random) -> Prompt:

@@ -68,6 +68,14 @@ def test_functions_and_parameters_that_a_page_names_exist(page):
         assert name in FLAT_FIELDS
 
 
+def test_code_that_the_paper_map_names_exists():
+    """There the package's name is left out."""
+    names = re.findall(r"`([a-z_]+\.[a-z_.]+)`", text("book/paper_map.md"))
+    assert len(names) > 15
+    for name in names:
+        assert is_importable(name if name.startswith("data_prep.") else f"rlhf_guide.{name}"), name
+
+
 def is_importable(name):
     """Whether a dotted name is a module, or something in one."""
     module, _, attribute = name.rpartition(".")
@@ -85,4 +93,4 @@ def test_pages_cite_only_what_the_bibliography_has():
 def test_the_book_does_not_execute_notebooks_and_loads_mathjax_from_itself():
     config = yaml.safe_load(text("book/_config.yml"))
     assert config["execute"]["execute_notebooks"] == "off"
-    assert "sphinx_mathjax_offline" in config["sphinx"]["extra_extensions"]
+    assert "sphinx-mathjax-offline" in config["sphinx"]["extra_extensions"]
