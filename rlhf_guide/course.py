@@ -22,7 +22,13 @@ from .files import canonical_hash, plain_disk_errors, read_json, write_json
 from .machine import peak_memory
 from .offline import BLOCK_VARIABLE
 from .parameters import FLAT_FIELDS, check_value, nearest
-from .profiles import DOWNLOAD_VARIABLE, Profile, load_profile, section_dict
+from .profiles import (
+    DOWNLOAD_VARIABLE,
+    Profile,
+    load_profile,
+    require_available_data,
+    section_dict,
+)
 from .sources import (
     RUN_PARAMETERS,
     list_notebooks,
@@ -52,7 +58,7 @@ def run_course(
     the failing cell's error in plain words, and `GuideError` when the folder is in use.
     """
     overrides = dict(overrides or {})
-    settings = load_profile(profile, **overrides)
+    settings = require_available_data(load_profile(profile, **overrides))
     overrides.pop("allow_download", None)  # kernels learn of it through their environment
     folder = notebooks_dir(notebooks)
     chosen = select(list_notebooks(folder), only)

@@ -17,7 +17,7 @@ from .figures import use_style
 from .files import read_json
 from .machine import usable_cores
 from .offline import block_if_asked
-from .profiles import PROFILES, Profile, load_profile
+from .profiles import PROFILES, Profile, load_profile, require_available_data
 from .workspace import Workspace, open_run, shown, versions
 
 TIMINGS = Path(__file__).with_name("timings.json")
@@ -42,7 +42,7 @@ def start(
     Prints one line with what the results depend on. Raises `ParameterError` for a wrong
     parameter and `RunMismatch` for a run folder that belongs to other settings.
     """
-    settings = load_profile(profile, **overrides)
+    settings = require_available_data(load_profile(profile, **overrides))
     workspace = open_run(settings, run_dir)
     stay_offline(settings.allow_download)
     quieten()

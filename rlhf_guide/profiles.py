@@ -40,6 +40,7 @@ __all__ = [
     "load_profile",
     "parameter_names",
     "parameter_value",
+    "require_available_data",
     "section_dict",
 ]
 
@@ -354,6 +355,20 @@ def load_profile(name: str | None = None, **overrides: Any) -> Profile:
     if os.environ.get(DOWNLOAD_VARIABLE, "").lower() in ("1", "true", "yes"):
         given.setdefault("allow_download", True)
     return _checked(_replaced(PROFILES[name], given))
+
+
+def require_available_data(profile: Profile) -> Profile:
+    """Return the profile, or refuse data that this version cannot read.
+
+    Raises ParameterError for any `data_source` but `embedded`: training on the miniature while the
+    settings say `hub` would be worse than not training.
+    """
+    if profile.data_source != "embedded":
+        raise ParameterError(
+            f"data_source={profile.data_source!r} (profile {profile.name}): this version reads the "
+            "embedded data only. Set data_source=embedded to run the profile's other numbers on it."
+        )
+    return profile
 
 
 def _replaced(profile: Profile, given: dict[str, Any]) -> Profile:

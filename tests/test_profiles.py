@@ -5,7 +5,13 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from rlhf_guide.errors import ParameterError, UnknownProfile
-from rlhf_guide.profiles import PROFILES, load_profile, parameter_names, parameter_value
+from rlhf_guide.profiles import (
+    PROFILES,
+    load_profile,
+    parameter_names,
+    parameter_value,
+    require_available_data,
+)
 
 # Every number of the paper's recipe that is a setting, with the place it is printed.
 PAPER = {
@@ -190,3 +196,11 @@ def test_importing_the_package_loads_no_torch():
         "import sys, rlhf_guide.profiles, rlhf_guide.workspace; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["gpu", "paper"])
+def test_data_that_cannot_be_read_yet_is_refused(name):
+    with pytest.raises(ParameterError, match="data_source=embedded"):
+        require_available_data(load_profile(name))
+    embedded = load_profile(name, data_source="embedded")
+    assert require_available_data(embedded) is embedded
