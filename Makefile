@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 
 # On 2 cores; the README repeats them and a test compares the two.
 TIME_install := 6 min
-TIME_course := 45 min
+TIME_course := 35 min
 TIME_test := 14 min
 TIME_check := 14 min
 TIME_lint := 5 s
