@@ -5,8 +5,10 @@
 For every prompt of the two preference splits: half the answers at temperature 1.0 and half at 0.7,
 no top-p, at most 96 new tokens. `embedded/samples.jsonl` holds two such files one after the other:
 four answers a prompt of SmolLM2-135M-Instruct and four of the same model after a short supervised
-fine-tuning on the SFT split (`+sft`), so that the pairs cover what both models write. Sampling
-depends on the processor in the last bits, so a new run gives other answers of the same kind.
+fine-tuning on the SFT split (`+sft`), so that the pairs cover what both models write. They were
+drawn with the tokenizer as transformers converts it, without the digit splitting that
+`rlhf_guide.embedded` restores. Sampling depends on the processor in the last bits, so a new run
+gives other answers of the same kind.
 """
 
 import argparse

@@ -42,7 +42,9 @@ def start(
     Prints one line with what the results depend on. Raises `ParameterError` for a wrong
     parameter and `RunMismatch` for a run folder that belongs to other settings.
     """
-    settings = require_available_data(load_profile(profile, **overrides))
+    settings = load_profile(profile, **overrides)
+    if "data_source" in overrides:  # this notebook reads raw data; the others read stored stages
+        require_available_data(settings)
     workspace = open_run(settings, run_dir)
     stay_offline(settings.allow_download)
     quieten()

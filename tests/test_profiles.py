@@ -204,3 +204,16 @@ def test_data_that_cannot_be_read_yet_is_refused(name):
         require_available_data(load_profile(name))
     embedded = load_profile(name, data_source="embedded")
     assert require_available_data(embedded) is embedded
+
+
+def test_only_the_notebook_that_reads_raw_data_refuses_its_source(tmp_path, monkeypatch):
+    from rlhf_guide import notebook
+
+    for name in ("stay_offline", "quieten", "set_seeds", "use_style"):
+        monkeypatch.setattr(notebook, name, lambda *values: None)
+    with pytest.raises(ParameterError, match="data_source=embedded"):
+        notebook.start("gpu", tmp_path / "hub", data_source=None)
+    settings, _ = notebook.start("gpu", tmp_path / "embedded", data_source="embedded")
+    assert settings.data_source == "embedded"
+    later, _ = notebook.start("gpu", tmp_path / "embedded")  # as notebooks 02 to 08 do
+    assert later.name == "gpu"
