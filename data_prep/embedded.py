@@ -3,8 +3,8 @@
 There is no network at run time, so the default profile learns from data written for this project:
 480 short questions in four sections, each with a reference answer, the facts an answer must
 contain and, for most, a format instruction that code can check. The candidates of the preference
-pairs are stored samples of SmolLM2-135M-Instruct (`samples.jsonl`, made by
-`data_prep.make_samples`), written references, and corruptions of known kind. The preferences
+pairs are stored samples of SmolLM2-135M-Instruct after SFT (`samples.jsonl`, made by
+`rlhf_guide.stored_samples`), written references, and corruptions of known kind. The preferences
 themselves are simulated: see `rlhf_guide.oracle`.
 
 Splits are disjoint by prompt and stratified by section.
@@ -12,6 +12,7 @@ Splits are disjoint by prompt and stratified by section.
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -24,7 +25,7 @@ from data_prep.schema import DataError, Demonstration, Prompt
 
 SECTIONS = ("chat", "chat_hard", "safety", "reasoning")
 
-# Prompts of each section in each split, in the order in which they are dealt.
+# Questions of each section in each split, in the order in which they are dealt.
 SPLITS = {
     "sft": 15,
     "preference_train": 25,
@@ -35,6 +36,10 @@ SPLITS = {
     "validation": 6,
     "evaluation": 26,
 }
+
+# Training questions are asked several times, each time with another format instruction: the same
+# content is then right in one format and wrong in another.
+VARIANTS = {"sft": 3, "preference_train": 3, "online_1": 2, "online_2": 2, "online_3": 2}
 
 # One prompt in seven carries no format instruction.
 _NO_INSTRUCTION_EVERY = 7
@@ -68,17 +73,20 @@ def load_demonstrations() -> list[Demonstration]:
 
 
 def load_candidates(split: str) -> dict[str, list[dict[str, Any]]]:
-    """Candidate answers by prompt: reference, corruptions and stored samples.
+    """Candidate answers by prompt: reference, stored samples and two corruptions.
 
     Each candidate is `{"text", "kind", "finish_reason"}` with kind `reference`,
-    `corruption:<name>` or `sample:<model>`. Equal texts are kept once.
+    `corruption:<name>` or `sample:<model>`. Of the corruptions a pool holds `wrong_format` and one
+    other, so that the model's own answers stay the greater part. Equal texts are kept once.
     """
     samples = _samples()
     pool = {}
     for prompt in load_prompts(split):
+        wrong_format, *others = corruptions(prompt)
         candidates = [
             _candidate(prompt["reference"], "reference"),
-            *corruptions(prompt),
+            wrong_format,
+            others[_stable_hash("pool", prompt["prompt_id"]) % len(others)],
             *samples.get(prompt["prompt_id"], []),
         ]
         unique = {candidate["text"]: candidate for candidate in reversed(candidates)}
@@ -117,7 +125,7 @@ def build_pairs(
     split: str,
     utility: Callable[[Prompt, str, str], float],
     prefer: Callable[[dict[str, Any], dict[str, Any], str], bool],
-    pairs_per_prompt: int | None = 5,
+    pairs_per_question: int | None = 6,
     min_margin: float = 0.1,
     seed: int = 0,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -127,8 +135,9 @@ def build_pairs(
     annotator's simulated choice (`rlhf_guide.oracle.annotator`). Pairs whose utilities differ by
     less than `min_margin` are dropped as ties (paper, appendix B.1: small margins are removed).
     For each prompt the builder draws in turn a pair whose chosen answer is the longer and one
-    whose chosen answer is the shorter, as far as both exist; with `pairs_per_prompt=None` it keeps
-    every clear pair, unbalanced. Returns the pairs and counts of what was dropped.
+    whose chosen answer is the shorter, as far as both exist; a question's variants share the
+    `pairs_per_question`. With None it keeps every clear pair, unbalanced. Returns the pairs and
+    counts of what was dropped.
     """
     candidates = load_candidates(split)
     counts = {"candidate_pairs": 0, "tie_or_small_margin": 0, "not_drawn": 0, "kept": 0}
@@ -146,10 +155,11 @@ def build_pairs(
             for i, (a, b) in enumerate(clear)
         ]
         random.Random(_stable_hash(seed, prompt["prompt_id"])).shuffle(judged)
-        if pairs_per_prompt is None:
+        if pairs_per_question is None:
             drawn = judged
         else:
-            drawn, balance = _draw_balanced(judged, pairs_per_prompt, balance)
+            share = math.ceil(pairs_per_question / VARIANTS.get(split, 1))
+            drawn, balance = _draw_balanced(judged, share, balance)
         rows += [_pair(prompt, chosen, rejected) for chosen, rejected in drawn]
         counts["candidate_pairs"] += len(possible)
         counts["tie_or_small_margin"] += len(possible) - len(clear)
@@ -192,30 +202,45 @@ def _pair(prompt: Prompt, chosen: dict[str, Any], rejected: dict[str, Any]) -> d
 
 @cache
 def _deal() -> dict[str, list[Prompt]]:
-    """Deal every section's questions to the splits and give each its instruction."""
-    splits: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
-    for section in SECTIONS:
-        rng = random.Random(_stable_hash(_SPLIT_SEED, section))
-        items = _questions(section)
-        rng.shuffle(items)
-        kinds: list[str] = []
-        for split, count in SPLITS.items():
-            for item in [items.pop() for _ in range(count)]:
-                kinds = kinds or rng.sample(instructions.KINDS, len(instructions.KINDS))
-                number = len(splits[split])
-                plain = number % _NO_INSTRUCTION_EVERY == _NO_INSTRUCTION_EVERY - 1
-                kind = None if plain else kinds.pop()
-                splits[split].append(_prompt(section, item, kind, rng))
-    return {split: _interleaved(prompts) for split, prompts in splits.items()}
+    """Deal every section's questions to the splits and give each its instructions."""
+    decks = {section: _Deck(section) for section in SECTIONS}
+    splits: dict[str, list[Prompt]] = {}
+    for split, size in SPLITS.items():
+        items = [deck.items.pop() for _ in range(size) for deck in decks.values()]
+        used: list[list[str | None]] = [[] for _ in items]
+        splits[split] = []
+        for variant in range(VARIANTS.get(split, 1)):
+            # Sections in turn, so that the first n prompts of a split are of every section.
+            for item, before in zip(items, used, strict=True):
+                deck = decks[item["section"]]
+                before.append(deck.draw_kind(before))
+                splits[split].append(_prompt(item, variant, before[-1], deck.rng))
+    return splits
 
 
-def _interleaved(prompts: list[Prompt]) -> list[Prompt]:
-    """Take the sections in turn, so that the first n prompts of a split are of every section."""
-    groups = [[p for p in prompts if p["section"] == section] for section in SECTIONS]
-    return [prompt for turn in zip(*groups, strict=True) for prompt in turn]
+class _Deck:
+    """One section's questions, and instruction kinds each dealt as often as the others."""
+
+    def __init__(self, section: str):
+        self.rng = random.Random(_stable_hash(_SPLIT_SEED, section))
+        self.items = _questions(section)
+        self.rng.shuffle(self.items)
+        self.kinds: list[str] = []
+        self.dealt = 0
+
+    def draw_kind(self, used: Sequence[str | None]) -> str | None:
+        """The next kind that the question does not have yet; None for every seventh prompt."""
+        self.dealt += 1
+        if self.dealt % _NO_INSTRUCTION_EVERY == 0:
+            return None
+        if not set(self.kinds) - set(used):
+            self.kinds += self.rng.sample(instructions.KINDS, len(instructions.KINDS))
+        kind = next(kind for kind in self.kinds if kind not in used)
+        self.kinds.remove(kind)
+        return kind
 
 
-def _prompt(section: str, item: dict[str, Any], kind: str | None, rng: random.Random) -> Prompt:
+def _prompt(item: dict[str, Any], variant: int, kind: str | None, rng: random.Random) -> Prompt:
     instruction, request = None, item["question"]
     if kind is not None:
         values = rng.choice(instructions.PARAMETERS.get(kind, ({},)))
@@ -223,10 +248,11 @@ def _prompt(section: str, item: dict[str, Any], kind: str | None, rng: random.Ra
         wording = rng.randrange(len(instructions.WORDINGS[kind]))
         request = f"{request} {instructions.describe(instruction, wording)}"
     return {
-        "prompt_id": f"{section}-{item['number']:03d}",
+        "prompt_id": f"{item['section']}-{item['number']:03d}"
+        + (f"-{variant + 1}" if variant else ""),
         "messages": [{"role": "user", "content": request}],
         "source": "embedded",
-        "section": section,
+        "section": item["section"],
         "topic": item["topic"],
         "facts": item["facts"],
         "instruction": instruction,
@@ -239,7 +265,7 @@ def _prompt(section: str, item: dict[str, Any], kind: str | None, rng: random.Ra
 def _questions(section: str) -> list[dict[str, Any]]:
     text = files("data_prep").joinpath(f"embedded/{section}.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    return [{"number": number, **row} for number, row in enumerate(rows, 1)]
+    return [{"section": section, "number": number, **row} for number, row in enumerate(rows, 1)]
 
 
 @cache

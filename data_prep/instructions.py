@@ -26,35 +26,23 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         'Answer with a numbered list of exactly {n} items ("1.", "2.", ...).',
         "Reply as a numbered list with exactly {n} items.",
     ),
-    "two_paragraphs": (
-        "Write exactly two paragraphs, separated by a blank line.",
-        "Answer in two paragraphs with a blank line between them.",
-    ),
     "json_keys": (
         'Reply with valid JSON only, with the keys "answer" and "reason".',
         'Answer as a JSON object with the keys "answer" and "reason".',
     ),
-    "capital_letters": (
-        "Write the whole answer in capital letters.",
-        "Use capital letters only.",
-    ),
     "starts_with": ('Start your answer with "{text}"', 'Begin with "{text}"'),
     "ends_with": ('End your answer with "{text}"', 'Finish with the words "{text}"'),
-    "title_line": (
-        'Begin with a title line that starts with "# ".',
-        'Put a title on the first line, marked with "# ".',
-    ),
     "no_commas": ("Do not use any commas.", "Write without commas."),
 }
 
 KINDS: tuple[str, ...] = tuple(WORDINGS)
 
 PARAMETERS: dict[str, tuple[Instruction, ...]] = {
-    "at_most_words": ({"n": 16}, {"n": 20}),
+    "at_most_words": ({"n": 20},),
     "at_least_words": ({"n": 25},),
-    "n_sentences": ({"n": 3}, {"n": 2}),
-    "bullet_points": ({"n": 3}, {"n": 2}),
-    "numbered_list": ({"n": 3}, {"n": 2}),
+    "n_sentences": ({"n": 2},),
+    "bullet_points": ({"n": 3},),
+    "numbered_list": ({"n": 3},),
     "starts_with": ({"text": "Answer:"}, {"text": "In short,"}),
     "ends_with": ({"text": "I hope this helps."}, {"text": "That is all."}),
 }
@@ -120,10 +108,6 @@ def _json_with_keys(text: str) -> bool:
     return isinstance(value, dict) and set(value) == {"answer", "reason"}
 
 
-def _paragraphs(text: str) -> list[str]:
-    return [part for part in re.split(r"\n\s*\n", text.strip()) if part.strip()]
-
-
 def _merge(points: list[str], count: int) -> list[str]:
     """Join the last points so that `count` remain."""
     return [*points[: count - 1], " ".join(points[count - 1 :])]
@@ -141,12 +125,9 @@ CHECKS: dict[str, Callable[[str, Instruction], bool]] = {
     "n_sentences": lambda text, i: len(sentences(text)) == i["n"],
     "bullet_points": lambda text, i: _is_list(text, r"\s*- \S", i["n"]),
     "numbered_list": lambda text, i: _numbered(text, i["n"]),
-    "two_paragraphs": lambda text, i: len(_paragraphs(text)) == 2,
     "json_keys": lambda text, i: _json_with_keys(text),
-    "capital_letters": lambda text, i: text.upper() == text and text.lower() != text,
     "starts_with": lambda text, i: text.startswith(i["text"]),
     "ends_with": lambda text, i: text.endswith(i["text"]),
-    "title_line": lambda text, i: bool(re.match(r"# \S", text)) and len(_lines(text)) >= 2,
     "no_commas": lambda text, i: "," not in text,
 }
 
@@ -163,13 +144,10 @@ RENDERERS: dict[str, Callable[[str, list[str], Instruction], str]] = {
     "numbered_list": lambda short, points, i: "\n".join(
         f"{number}. {point}" for number, point in enumerate(_merge(points, i["n"]), 1)
     ),
-    "two_paragraphs": lambda short, points, i: short + "\n\n" + " ".join(points),
     "json_keys": lambda short, points, i: json.dumps(
         {"answer": short, "reason": " ".join(points[:2])}, ensure_ascii=False
     ),
-    "capital_letters": lambda short, points, i: " ".join(points).upper(),
     "starts_with": lambda short, points, i: f"{i['text']} " + " ".join(points),
     "ends_with": lambda short, points, i: " ".join(points) + f" {i['text']}",
-    "title_line": lambda short, points, i: f"# {short.rstrip('.')}\n" + " ".join(points),
     "no_commas": lambda short, points, i: " ".join(points).replace(",", ""),
 }

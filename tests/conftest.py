@@ -14,9 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for variable in ("RLHF_GUIDE_PROFILE", "RLHF_GUIDE_RUNS", "RLHF_GUIDE_ALLOW_DOWNLOAD"):
     os.environ.pop(variable, None)
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from rlhf_guide.offline import block_network, unblock_network  # noqa: E402
+
+# Machines are shared: a slow moment is no failure.
+hypothesis.settings.register_profile("course", deadline=None)
+hypothesis.settings.load_profile("course")
 
 
 @pytest.fixture(autouse=True)
