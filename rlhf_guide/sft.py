@@ -17,14 +17,15 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from rlhf_guide.chat import assistant_mask, encode_conversation
-from rlhf_guide.errors import DataError
+from rlhf_guide.chat import assistant_mask, check_template, encode_conversation
+from rlhf_guide.errors import DataError, TemplateError
 from rlhf_guide.models import choose_device, load_tokenizer, lora_config, save_model
 from rlhf_guide.settings import SFT
 from rlhf_guide.training import (
     checkpoint,
     common_arguments,
     history,
+    remove_checkpoints,
     run_metrics,
     show_progress,
     training_dtype,
@@ -52,21 +53,53 @@ def tokenize(
 def build_dataset(
     tokenizer: Any, demonstrations: Sequence[dict[str, Any]], settings: SFT
 ) -> tuple[Dataset, dict[str, int]]:
-    """Tokenised demonstrations and a count of those left out.
+    """Tokenised demonstrations, and how many were left out for which reason.
 
-    A conversation longer than a block is dropped, not cut: its cut answer would teach to stop
-    nowhere. Raises DataError when nothing is left.
+    Left out and counted: a conversation with an empty turn or none at all (`dropped_empty`), one
+    that the assistant takes no part in (`dropped_no_answer`), and one longer than a block
+    (`dropped_too_long`; it is not cut, as a cut answer would teach to stop nowhere). Raises
+    TemplateError for a tokenizer that would corrupt the signal (see `chat.check_template`) or a
+    conversation that its template cannot render, and DataError when nothing is left.
     """
+    check_template(tokenizer)
+    counts = dict.fromkeys(("dropped_empty", "dropped_no_answer", "dropped_too_long"), 0)
     rows = demonstrations[: settings.max_samples or None]
-    tokenized = [tokenize(tokenizer, row["messages"], settings.completion_only) for row in rows]
-    kept = [row for row in tokenized if len(row["input_ids"]) <= settings.max_length]
+    kept = []
+    for place, row in enumerate(rows):
+        if fault := _fault(row["messages"]):
+            counts[fault] += 1
+            continue
+        tokenized = _tokenize_row(tokenizer, row, place, settings.completion_only)
+        if len(tokenized["input_ids"]) > settings.max_length:
+            counts["dropped_too_long"] += 1
+        else:
+            kept.append(tokenized)
     if not kept:
         raise DataError(
-            f"none of {len(rows)} demonstrations fits into sft_max_length = "
-            f"{settings.max_length} tokens: raise it, or check the data stage."
+            f"none of {len(rows)} demonstrations can be learnt from ({counts}): a block holds "
+            f"sft_max_length = {settings.max_length} tokens; raise it, or check the data stage."
         )
-    counts = {"demonstrations": len(kept), "dropped_too_long": len(rows) - len(kept)}
-    return Dataset.from_list(kept), counts
+    return Dataset.from_list(kept), {"demonstrations": len(kept), **counts}
+
+
+def _fault(messages: Sequence[dict[str, str]]) -> str | None:
+    """The count under which a conversation is left out before it is tokenised."""
+    if not messages or any(not message["content"].strip() for message in messages):
+        return "dropped_empty"
+    if all(message["role"] != "assistant" for message in messages):
+        return "dropped_no_answer"
+    return None
+
+
+def _tokenize_row(
+    tokenizer: Any, row: dict[str, Any], place: int, completion_only: bool
+) -> dict[str, list[int]]:
+    """`tokenize`, with the row named where the template refuses it."""
+    try:
+        return tokenize(tokenizer, row["messages"], completion_only)
+    except TemplateError as error:
+        name = f"demonstration {place} (id {row.get('id', 'missing')})"
+        raise TemplateError(f"{name}: {error}") from error
 
 
 def fill_rate(packed: Dataset, block: int) -> float:
@@ -82,15 +115,21 @@ def build_trainer(
     output_dir: str | Path,
     seed: int,
     dtype: torch.dtype,
+    save_steps: int = 200,
 ) -> Any:
     """TRL's SFTTrainer over tokenised rows, packed best-fit-decreasing when `packing`.
 
     With `lora_rank` 0 all weights train, else adapters on the attention and MLP projections.
+    A checkpoint is written every `save_steps` optimiser steps, on every device.
     """
     from trl import SFTConfig, SFTTrainer
 
     arguments = SFTConfig(
-        **common_arguments(settings, output_dir, seed, dtype),
+        **{
+            **common_arguments(settings, output_dir, seed, dtype),
+            "save_strategy": "steps",
+            "save_steps": save_steps,
+        },
         max_length=settings.max_length,
         packing=settings.packing,
         packing_strategy="bfd",
@@ -112,11 +151,14 @@ def train_sft(
     output_dir: str | Path,
     seed: int,
     dtype: str | torch.dtype = "auto",
+    save_steps: int = 200,
 ) -> dict[str, Any]:
     """Fine-tune `base` on demonstrations and save the merged model, π0, in `output_dir`.
 
-    Returns `history` (one row a step) and `metrics`: losses, steps, seconds, tokens per second,
-    packed blocks and how full they are. Raises DataError when the loss stops being finite.
+    A killed run goes on from its last complete checkpoint in `output_dir`, to the weights that it
+    would have reached undisturbed; checkpoints are removed once π0 is saved. Returns `history`
+    (one row a step) and `metrics`: losses, steps, seconds, tokens per second, packed blocks and
+    how full they are. Raises DataError when the loss stops being finite.
     """
     chosen = choose_device(dtype)[1]
     tokenizer = load_tokenizer(base)
@@ -124,27 +166,30 @@ def train_sft(
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=training_dtype(settings.lora_rank, chosen), attn_implementation="sdpa"
     )
-    trainer = build_trainer(model, tokenizer, dataset, settings, output_dir, seed, chosen)
+    trainer = build_trainer(
+        model, tokenizer, dataset, settings, output_dir, seed, chosen, save_steps
+    )
     show_progress(trainer, "fine-tuning")
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
+    resumed = checkpoint(output_dir)
+    trainer.train(resume_from_checkpoint=resumed)
     seconds = time.perf_counter() - started
     rows = history(trainer)
     merged = trainer.model.merge_and_unload() if settings.lora_rank else trainer.model
     save_model(merged.to(chosen), tokenizer, output_dir)
-    metrics = {**counts, **run_metrics(trainer), **_packing_metrics(trainer, settings, seconds)}
-    return {"history": rows, "metrics": metrics}
+    remove_checkpoints(output_dir)
+    metrics = {**counts, **run_metrics(trainer), **_packing_metrics(trainer, settings)}
+    done_before = int(resumed.rsplit("-", 1)[1]) / trainer.state.max_steps if resumed else 0.0
+    read = metrics["tokens"] * settings.epochs * (1 - done_before)
+    return {"history": rows, "metrics": {**metrics, "tokens_per_second": read / max(seconds, 1e-9)}}
 
 
-def _packing_metrics(trainer: Any, settings: SFT, seconds: float) -> dict[str, float]:
-    """Blocks, fill, tokens a second (all tokens read) and tokens learnt from in one epoch."""
+def _packing_metrics(trainer: Any, settings: SFT) -> dict[str, float]:
+    """Blocks, fill, tokens read and tokens learnt from in one epoch."""
     packed = trainer.train_dataset
-    tokens = sum(len(ids) for ids in packed["input_ids"])
-    learnt = sum(label != IGNORED for labels in packed["labels"] for label in labels)
     return {
         "packed_blocks": len(packed),
         "fill": fill_rate(packed, settings.max_length),
-        "tokens": tokens,
-        "learnt_tokens": learnt,
-        "tokens_per_second": tokens * settings.epochs / max(seconds, 1e-9),
+        "tokens": sum(len(ids) for ids in packed["input_ids"]),
+        "learnt_tokens": sum(label != IGNORED for row in packed["labels"] for label in row),
     }

@@ -7,6 +7,7 @@ on eight.
 
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,19 @@ def common_arguments(
 
 
 def checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that a killed run left in the folder, or None."""
-    from transformers.trainer_utils import get_last_checkpoint
+    """The newest complete checkpoint that a killed run left in the folder, or None.
 
-    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+    The trainer writes its state last: a checkpoint without it was cut off while it was written.
+    """
+    complete = [file.parent for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    newest = max(complete, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    return str(newest) if newest else None
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Delete a finished run's checkpoints: they hold the optimiser's state, several model sizes."""
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(folder)
 
 
 def show_progress(trainer: Any, title: str) -> None:

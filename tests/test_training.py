@@ -13,6 +13,7 @@ from rlhf_guide.training import (
     checkpoint,
     common_arguments,
     history,
+    remove_checkpoints,
     run_metrics,
     training_dtype,
 )
@@ -92,9 +93,14 @@ def test_a_loss_that_is_no_number_stops_the_stage():
         history(_trainer([1.0, float("nan")]))
 
 
-def test_the_newest_checkpoint_is_found(tmp_path):
+def test_the_newest_complete_checkpoint_is_found_and_all_are_removed(tmp_path):
     assert checkpoint(tmp_path / "absent") is None
     assert checkpoint(tmp_path) is None
     for step in (200, 1000):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-1200").mkdir()  # the kill came while it was written
     assert checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
+    (tmp_path / "model.safetensors").touch()
+    remove_checkpoints(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
