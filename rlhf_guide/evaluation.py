@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 
 from rlhf_guide.errors import DataError
 
 Interval = dict[str, float]
+
+# What a notebook prints in place of a section that only the embedded data allows.
+NO_TRUTH = "Real data: nobody knows the truth, so this is left out."
 
 
 def bootstrap_mean(
@@ -166,37 +170,77 @@ def by_group(
 
 
 def judge(generations: Sequence[Mapping]) -> list[dict]:
-    """Score every generated answer with the known utility: one flat row per (prompt, sample).
+    """Score every generated answer: one flat row per (prompt, sample).
 
     Rows come in the order of the input, so two policies run on the same prompts align row by row.
-    Each row holds ``prompt_id, section, kind`` (of the format instruction, or "none"), ``sample,
-    text, finish_reason, kept, characters, tokens``, the ``utility`` and its five terms, unsigned:
-    ``facts, instruction, repetition, truncation, rambling``.
+    Each row holds ``prompt_id, section`` (else the prompt's source), ``kind`` (of the format
+    instruction, or "none"), ``sample, text, finish_reason, kept, characters, tokens`` and
+    ``utility``. Where the prompts carry their facts this is the true utility, and its five terms
+    follow, unsigned: ``facts, instruction, repetition, truncation, rambling``. On real data nobody
+    knows the truth: there ``utility`` is the stored reward; `measure_name` says which of the two.
+    Raises DataError where an answer has neither.
     """
-    from rlhf_guide.oracle import instruction_kept, utility
-
     rows = []
     for record in generations:
         kind = (record.get("instruction") or {}).get("kind", "none")
         for sample, response in enumerate(record["responses"]):
-            text, reason = response["text"], response["finish_reason"]
-            score = utility(record, text, finish_reason=reason)
             rows.append(
                 {
                     "prompt_id": record["prompt_id"],
-                    "section": record.get("section", ""),
+                    "section": record.get("section") or record.get("source", ""),
                     "kind": kind,
                     "sample": sample,
-                    "text": text,
-                    "finish_reason": reason,
-                    "kept": instruction_kept(record, text),
-                    "characters": len(text),
+                    "text": response["text"],
+                    "finish_reason": response["finish_reason"],
+                    "kept": None,
+                    "characters": len(response["text"]),
                     "tokens": response["n_tokens"],
-                    "utility": float(score.total),
-                    **asdict(score),
+                    **_measured(record, sample),
                 }
             )
     return rows
+
+
+def knows_truth(rows: Sequence[Mapping]) -> bool:
+    """Whether the true utility of answers to these prompts can be computed: all carry facts."""
+    return all("facts" in row for row in rows)
+
+
+def measure_name(rows: Sequence[Mapping]) -> str:
+    """Say in words what ``judge`` measures on these prompts: "true utility" or "reward"."""
+    return "true utility" if knows_truth(rows) else "reward"
+
+
+def with_measure(
+    generations: Sequence[dict], scorer: Callable[[], object], out_path: str | Path
+) -> Sequence[dict]:
+    """Return answers that ``judge`` can score: as they are, or on real data with rewards.
+
+    ``scorer()`` loads the reward model, and only where the truth is not known; the rows with
+    rewards are then stored in ``out_path``.
+    """
+    if knows_truth(generations):
+        return generations
+    from rlhf_guide.annotation import annotate
+
+    return annotate(generations, scorer(), out_path)
+
+
+def _measured(record: Mapping, sample: int) -> dict:
+    from rlhf_guide.oracle import instruction_kept, utility
+
+    text = record["responses"][sample]["text"]
+    if "facts" in record:
+        reason = record["responses"][sample]["finish_reason"]
+        score = utility(record, text, finish_reason=reason)
+        kept = instruction_kept(record, text)
+        return {"kept": kept, "utility": float(score.total), **asdict(score)}
+    if "rewards" not in record:
+        raise DataError(
+            f"Prompt {record['prompt_id']!r} carries no facts and its answers no rewards, so "
+            "nothing measures them: annotate them with the reward model first."
+        )
+    return {"utility": float(record["rewards"][sample])}
 
 
 def table(rows: Sequence[Mapping], digits: int = 3) -> str:

@@ -22,6 +22,12 @@ ADVICE = {
 }
 
 
+def project_root() -> Path:
+    """The project's folder: notebooks run in `notebooks/`, commands one level above."""
+    here = Path.cwd()
+    return here.parent if here.name == "notebooks" else here
+
+
 @contextmanager
 def plain_disk_errors(path: Path | str) -> Iterator[None]:
     """Turn a full disk or a missing permission into a `GuideError` that says what to do."""

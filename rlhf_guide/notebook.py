@@ -44,7 +44,7 @@ def start(
     """
     settings = load_profile(profile, **overrides)
     if "data_source" in overrides:  # this notebook reads raw data; the others read stored stages
-        require_available_data(settings)
+        settings = require_available_data(settings)
     workspace = open_run(settings, run_dir)
     stay_offline(settings.allow_download)
     quieten()

@@ -25,7 +25,7 @@ def score_pairs(
     A row holds `prompt_id`, `section`, `chosen_kind`, `rejected_kind`, `chosen_reward`,
     `rejected_reward`, `margin` (their difference), `correct` (1, 0, or ½ for a tie) and
     `longer` (1 if the chosen answer is the longer in characters, 0 if the shorter, ½ if equal).
-    The mean of `correct` is the accuracy.
+    The mean of `correct` is the accuracy. Real data has no sections: its `section` is the source.
     """
     rewards = scorer.score(
         [pair[side] for pair in pairs for side in ("chosen", "rejected")], batch_size
@@ -37,9 +37,10 @@ def score_pairs(
 
 
 def _judged(pair: dict[str, Any], chosen: float, rejected: float) -> dict[str, Any]:
-    names = ("prompt_id", "section", "chosen_kind", "rejected_kind")
+    names = ("prompt_id", "chosen_kind", "rejected_kind")
     return {
         **{name: pair.get(name, "") for name in names},
+        "section": pair.get("section") or pair.get("source", ""),
         "chosen_reward": chosen,
         "rejected_reward": rejected,
         "margin": chosen - rejected,

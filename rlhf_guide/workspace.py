@@ -33,6 +33,7 @@ from .files import (
     file_hash,
     plain,
     plain_disk_errors,
+    project_root,
     read_json,
     read_jsonl,
     write_json,
@@ -75,13 +76,11 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
 def default_run_dir(profile_name: str) -> Path:
     """`runs/<profile>` beside the notebooks; RLHF_GUIDE_RUNS names another parent folder."""
     parent = os.environ.get(RUNS_VARIABLE)
-    return Path(parent).expanduser() / profile_name if parent else _root() / "runs" / profile_name
-
-
-def _root() -> Path:
-    """The project's folder: notebooks run in `notebooks/`, commands one level above."""
-    here = Path.cwd()
-    return here.parent if here.name == "notebooks" else here
+    return (
+        Path(parent).expanduser() / profile_name
+        if parent
+        else project_root() / "runs" / profile_name
+    )
 
 
 def open_run(profile: Profile, run_dir: str | Path | None = None) -> "Workspace":
@@ -91,7 +90,7 @@ def open_run(profile: Profile, run_dir: str | Path | None = None) -> "Workspace"
     `GuideError` when it cannot be written.
     """
     path = Path(run_dir).expanduser() if run_dir else default_run_dir(profile.name)
-    path = path if path.is_absolute() else _root() / path
+    path = path if path.is_absolute() else project_root() / path
     with plain_disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     wanted = {"profile": profile.name, "seed": profile.seed, "version": __version__}
@@ -114,7 +113,7 @@ def _check_same_run(path: Path, found: Mapping[str, Any], wanted: Mapping[str, A
 
 def shown(path: Path) -> str:
     """A path as the reader typed it: relative to the project when it lies inside."""
-    root = _root()
+    root = project_root()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 

@@ -11,11 +11,13 @@ from rlhf_guide.evaluation import (
     instruction_pass_rate,
     judge,
     length_correlation,
+    measure_name,
     paired_difference,
     pearson,
     plain,
     table,
     win_rate,
+    with_measure,
 )
 
 
@@ -176,3 +178,30 @@ def test_judge_flattens_answers_in_order():
     assert first["facts"] == 1.0
     assert first["kept"] is None
     assert (first["kind"], second["sample"], first["characters"]) == ("none", 1, 19)
+
+
+def test_judge_takes_the_reward_where_no_truth_is_known():
+    response = {"text": "Yes.", "finish_reason": "stop", "n_tokens": 3}
+    row = {"prompt_id": "hub-1", "source": "shp", "messages": [], "responses": [response]}
+    scored = {**row, "rewards": [1.5]}
+    (judged,) = judge([scored])
+    assert (judged["utility"], judged["kept"], judged["section"]) == (1.5, None, "shp")
+    assert measure_name([scored]) == "reward"
+    assert measure_name([{**row, "facts": []}]) == "true utility"
+    with pytest.raises(DataError, match="annotate"):
+        judge([row])
+
+
+def test_rewards_are_added_only_where_the_truth_is_unknown(tmp_path):
+    class Scorer:
+        name = "lengths"
+
+        def score(self, conversations, batch_size=32):
+            return [float(len(turns[-1]["content"])) for turns in conversations]
+
+    response = {"text": "Yes.", "finish_reason": "stop", "n_tokens": 3}
+    row = {"prompt_id": "hub-1", "messages": [], "responses": [response]}
+    known = [{**row, "facts": []}]
+    assert with_measure(known, lambda: pytest.fail("loaded in vain"), tmp_path / "a") is known
+    (scored,) = with_measure([row], Scorer, tmp_path / "b")
+    assert scored["rewards"] == [4.0]

@@ -199,11 +199,23 @@ def test_importing_the_package_loads_no_torch():
 
 
 @pytest.mark.parametrize("name", ["gpu", "paper"])
-def test_data_that_cannot_be_read_yet_is_refused(name):
+def test_the_hub_is_read_only_when_downloads_are_allowed(name):
     with pytest.raises(ParameterError, match="data_source=embedded"):
         require_available_data(load_profile(name))
+    allowed = load_profile(name, allow_download=True)
+    assert require_available_data(allowed) is allowed
     embedded = load_profile(name, data_source="embedded")
     assert require_available_data(embedded) is embedded
+
+
+def test_a_folder_of_raw_data_must_exist_and_is_found_from_the_project(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "raw").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    found = require_available_data(load_profile("smoke", data_source="raw"))
+    assert found.data_source == str(tmp_path / "raw")
+    with pytest.raises(ParameterError, match="no such folder"):
+        require_available_data(load_profile("smoke", data_source="rwa"))
 
 
 def test_only_the_notebook_that_reads_raw_data_refuses_its_source(tmp_path, monkeypatch):
