@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import PIL.Image
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, SKY, PURPLE = "#D55E00", "#56B4E9", "#CC79A7"
 BLACK, GREY = "#222222", "#8A8A8A"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+PNG_COLOURS = 128
 
 STYLE = {
     "figure.figsize": (6.4, 3.4),
@@ -49,10 +51,15 @@ def use_style() -> None:
 
 
 def png(fig: Figure) -> bytes:
-    """The figure as PNG bytes, without a date, so that equal figures are equal files."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    """The figure as PNG bytes, without a date, so that equal figures are equal files.
+
+    An indexed palette makes it several times smaller, and no eye sees that in a plot.
+    """
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi=fig.dpi)
+    pixels = PIL.Image.open(drawn).convert("RGB")
+    pixels.quantize(PNG_COLOURS).save(packed, format="png", optimize=True)
+    return packed.getvalue()
 
 
 def show(fig: Figure, alt: str) -> None:

@@ -68,6 +68,7 @@ STAGE_NOTEBOOK = {
     "offline_dpo": "06_offline_dpo",
     "online": "07_online_dpo",
     "evaluation": "08_evaluation",
+    "theory": "09_theory",
 }
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")
