@@ -110,9 +110,9 @@ notebooks: say-notebooks $(VENV)/.test
 	    $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
 	    --timeout 320 -q notebooks
 
-# The whole course through papermill, with the network blocked.
+# The whole course through papermill, with the network blocked: on the miniature and on a folder.
 chain: say-chain $(VENV)/.test
-	$(BIN)/python -m pytest tests/notebooks -m chain
+	$(BIN)/python -m pytest tests/notebooks -m chain -n $(WORKERS) --dist loadfile
 
 clean: say-clean
 	rm -rf $(VENV) book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -55,7 +55,7 @@ def results(run):
 
 
 def test_one_line_of_progress_for_each_notebook(run):
-    assert len(NOTEBOOKS) == 9
+    assert len(NOTEBOOKS) == 10
     for path in NOTEBOOKS:
         assert re.search(rf"^{path.stem} … ok ", run[1], re.MULTILINE)
 
