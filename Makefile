@@ -24,13 +24,13 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 
 # On 2 cores; the README repeats them and a test compares the two.
 TIME_install := 6 min
-TIME_course := 35 min
-TIME_test := 14 min
-TIME_check := 14 min
+TIME_course := 40 min
+TIME_test := 22 min
+TIME_check := 22 min
 TIME_lint := 5 s
-TIME_unit := 5 min
-TIME_notebooks := 5 min
-TIME_chain := 5 min
+TIME_unit := 6 min
+TIME_notebooks := 7 min
+TIME_chain := 9 min
 TIME_lab := 10 s
 TIME_book := 1 min
 TIME_clean := 5 s

@@ -174,7 +174,7 @@ def test_download_switch(monkeypatch):
         ({"dtype": "float16"}, ["auto, float32, bfloat16"]),
         ({"online_reference": "base"}, ["sft, previous"]),
         ({"online_samples_per_prompt": 7}, ["even"]),
-        ({"dpo_batch_size": 12}, ["not a multiple", "dpo_per_device_batch_size"]),
+        ({"dpo_batch_size": 10}, ["not a multiple", "dpo_per_device_batch_size"]),
     ],
 )
 def test_strict_parameters(override, words):
