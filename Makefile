@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-che
 
 # On 2 cores; the README repeats them and a test compares the two.
 TIME_install := 6 min
-TIME_course := 40 min
+TIME_course := 50 min
 TIME_test := 22 min
 TIME_check := 22 min
 TIME_lint := 5 s
