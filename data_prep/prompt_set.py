@@ -40,8 +40,20 @@ def build_prompt_set(
     """
     prompts = _well_formed(records, drop)
     prompts = _unique(prompts, drop, threshold)
-    prompts = _clean(prompts, EvaluationIndex(evaluation_prompts, n), drop)
+    prompts = without_overlap(prompts, EvaluationIndex(evaluation_prompts, n), drop)
     return _deal(_shuffled(prompts, seed), iterations, validation)
+
+
+def without_overlap(prompts: Iterable[Prompt], index: EvaluationIndex, drop: Drop) -> list[Prompt]:
+    """The prompts that share no run of words with an evaluation prompt; the others are dropped."""
+    clean = []
+    for prompt in prompts:
+        found = index.contaminated(prompt_text(prompt["messages"]))
+        if found is None:
+            clean.append(prompt)
+        else:
+            drop("contaminated", {**prompt, "repeats": found})
+    return clean
 
 
 def _well_formed(records: Iterable[Prompt], drop: Drop) -> list[Prompt]:
@@ -61,17 +73,6 @@ def _unique(prompts: list[Prompt], drop: Drop, threshold: float) -> list[Prompt]
     for index, (original, reason) in removed.items():
         drop(reason, {**prompts[index], "repeats": prompts[original]["prompt_id"]})
     return [prompts[index] for index in kept]
-
-
-def _clean(prompts: list[Prompt], index: EvaluationIndex, drop: Drop) -> list[Prompt]:
-    clean = []
-    for prompt in prompts:
-        found = index.contaminated(prompt_text(prompt["messages"]))
-        if found is None:
-            clean.append(prompt)
-        else:
-            drop("contaminated", {**prompt, "repeats": found})
-    return clean
 
 
 def _shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from data_prep import embedded
 from data_prep.contamination import EvaluationIndex
-from data_prep.ngrams import prompt_text
-from data_prep.prompt_set import PromptSet, build_prompt_set
+from data_prep.prompt_set import PromptSet, build_prompt_set, without_overlap
 from data_prep.schema import Prompt
 from data_prep.source import Drop
 
@@ -34,14 +33,3 @@ def prompt_slices(records: Sequence[Prompt], drop: Drop, seed: int = 0) -> Promp
     training = {**dealt, "validation": held[:third]}
     clean = {name: without_overlap(rows, index, drop) for name, rows in training.items()}
     return {**clean, "evaluation": evaluation}
-
-
-def without_overlap(prompts: Sequence[Prompt], index: EvaluationIndex, drop: Drop) -> list[Prompt]:
-    """The prompts that share no run of words with an evaluation prompt; the others are dropped."""
-    clean = []
-    for prompt in prompts:
-        if index.contaminated(prompt_text(prompt["messages"])) is None:
-            clean.append(prompt)
-        else:
-            drop("contaminated", prompt)
-    return clean
