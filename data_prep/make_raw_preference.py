@@ -8,14 +8,12 @@ ratings are set by a fixed pattern, so they teach the schema, not which answer i
 depends on the embedded prompts and samples only.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from data_prep.embedded import corruptions, load_candidates, load_prompts
+from data_prep.raw_miniature import lines_of, write_files
 
 Row = dict[str, Any]
 Case = tuple[str, list[str]]  # a question and its answers, best first
@@ -338,7 +336,7 @@ _BROKEN_LINES = {"shp": ['{"post_id": "cut", "history": "The download sto', '["n
 
 def raw_lines(name: str) -> list[str]:
     """The lines of one source's raw file: its rows as ASCII JSON, then lines that are no rows."""
-    return [*map(json.dumps, MAKERS[name]()), *_BROKEN_LINES.get(name, [])]
+    return lines_of(name, MAKERS, _BROKEN_LINES)
 
 
 def _cases(name: str, count: int, answers: int = 4) -> list[Case]:
@@ -566,17 +564,5 @@ def _ranked(asked: str, answers: list[str], ranks: list[Any]) -> Row:
     }
 
 
-def main() -> None:
-    """Write one JSONL file a source."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "embedded" / "raw"
-    parser.add_argument("--out", type=Path, default=default, help="folder to write to")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in MAKERS:
-        lines = raw_lines(name)
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="ascii")
-
-
 if __name__ == "__main__":
-    main()
+    write_files(__doc__.splitlines()[0], MAKERS, raw_lines)

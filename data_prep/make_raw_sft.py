@@ -8,14 +8,12 @@ evaluation prompts: the only place where evaluation prompts are written to train
 the contamination check has something to find. The output depends on the embedded prompts only.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from data_prep.embedded import load_prompts
+from data_prep.raw_miniature import lines_of, write_files
 
 Row = dict[str, Any]
 Case = tuple[str, str]  # a question and its reference answer
@@ -206,7 +204,7 @@ _BROKEN_LINES = {"magicoder": ['{"instruction": "The download sto', '"not a row"
 
 def raw_lines(name: str) -> list[str]:
     """The lines of one source's raw file: its rows as ASCII JSON, then lines that are no rows."""
-    return [*map(json.dumps, MAKERS[name]()), *_BROKEN_LINES.get(name, [])]
+    return lines_of(name, MAKERS, _BROKEN_LINES)
 
 
 def _cases(name: str, count: int) -> list[Case]:
@@ -308,17 +306,5 @@ def _preferred(*turns: Row) -> Row:
     return {"source": "embedded", "chosen": list(turns), "chosen_rating": 5, "rejected": []}
 
 
-def main() -> None:
-    """Write one JSONL file a source."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = Path(__file__).parent / "embedded" / "raw"
-    parser.add_argument("--out", type=Path, default=default, help="folder to write to")
-    folder = parser.parse_args().out
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in MAKERS:
-        lines = raw_lines(name)
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="ascii")
-
-
 if __name__ == "__main__":
-    main()
+    write_files(__doc__.splitlines()[0], MAKERS, raw_lines)
