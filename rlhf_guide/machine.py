@@ -1,6 +1,8 @@
 """What this machine offers: usable cores, free memory, free disk. Containers count."""
 
+import ctypes
 import os
+import platform
 import shutil
 import threading
 from collections.abc import Iterator
@@ -8,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+# Options of glibc's mallopt, from its malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def usable_cores() -> int:
@@ -40,6 +45,22 @@ def free_disk_gib(path: Path) -> float:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free / 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for the next tensor; True where that was done.
+
+    glibc gives large blocks back to the kernel at once. A training step on a CPU allocates and
+    frees hundreds of MB of activations, and every page of them would be faulted in anew, zeroed, in
+    every step; on a virtual machine that is a tenth of the time and more. Peak memory is the same:
+    what was freed is what the next step takes. Elsewhere than on glibc nothing is changed.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return all(
+        library.mallopt(*option) for option in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+    )
 
 
 def children_rss_gib() -> float:

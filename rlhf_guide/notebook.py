@@ -15,7 +15,7 @@ from IPython.display import Markdown
 
 from .figures import use_style
 from .files import read_json
-from .machine import usable_cores
+from .machine import keep_freed_memory, usable_cores
 from .offline import block_if_asked
 from .profiles import PROFILES, Profile, load_profile, require_available_data
 from .workspace import Workspace, open_run, shown, versions
@@ -37,7 +37,7 @@ NOISY = (
 def start(
     profile: str | None = None, run_dir: str | Path | None = None, **overrides: Any
 ) -> tuple[Profile, Workspace]:
-    """Prepare a notebook: check its parameters, open the run folder, seed, quieten, set threads.
+    """Prepare a notebook: parameters, run folder, seeds, threads, memory, quiet libraries, style.
 
     Prints one line with what the results depend on. Raises `ParameterError` for a wrong
     parameter and `RunMismatch` for a run folder that belongs to other settings.
@@ -49,6 +49,7 @@ def start(
     stay_offline(settings.allow_download)
     quieten()
     set_seeds(settings.seed)
+    keep_freed_memory()
     use_style()
     print(_summary(settings, workspace))
     return settings, workspace

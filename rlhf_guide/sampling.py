@@ -1,26 +1,31 @@
 """Sampling with transformers' `generate`: many short answers, quickly, also on a CPU.
 
-Four things make a batch cheap; none changes what is sampled:
+Five things make a batch cheap; none changes what is sampled:
 
 * the n answers to a prompt share one pass over the prompt: its cache is computed once and repeated;
 * every few tokens the rows that have stopped leave the batch, and their cache with them;
 * prompts of similar length are batched (by the caller), so little padding is computed;
 * a token is drawn by inverting the cumulative distribution at one uniform number. `generate`'s own
-  way needs a random number for each of the 49,152 tokens of the vocabulary.
+  way needs a random number for each of the 49,152 tokens of the vocabulary;
+* on a CPU keys and values are not copied for every group of query heads (`_grouped_attention`).
 
 The uniform numbers belong to the request (prompt, sample), not to the batch. A text is therefore
 reproduced by its seed alone, and neither its neighbours nor the batch's order matter.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import TopPLogitsWarper
+from transformers.integrations import sdpa_attention
 
 SEGMENT = 16  # tokens between two looks at which rows have stopped
+BLOCK = 256  # tokens of the vocabulary that `draw` sums at once
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,34 @@ class InverseTransformSampler(LogitsProcessor):
         self.temperatures, self.uniforms = self.temperatures[rows], self.uniforms[rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, vocabulary) with one finite entry a row."""
-        scores = scores / self.temperatures
+        """Scores (rows, vocabulary) with one finite entry a row; `scores` is overwritten."""
+        scores = scores.div_(self.temperatures)
         if self.top_p is not None:
             scores = self.top_p(input_ids, scores)
-        cumulative = scores.softmax(dim=-1).cumsum(dim=-1)
         step = input_ids.shape[1] - self.prompt_length
-        level = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, level, right=True)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+        token = draw(weights, self.uniforms[:, step : step + 1])
+        return scores.fill_(-torch.inf).scatter_(1, token, 0.0)
+
+
+def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The first index at which the running sum of a row's weights exceeds u times their total.
+
+    `weights` (rows, n) are not negative and need not sum to 1; `uniforms` and the result are
+    (rows, 1). Sums over blocks come first, then the running sum within one block: a running sum
+    over a whole vocabulary costs more than the draw.
+    """
+    tail = -weights.shape[1] % BLOCK
+    blocks = torch.nn.functional.pad(weights, (0, tail)) if tail else weights
+    blocks = blocks.view(len(weights), -1, BLOCK)
+    ends = blocks.sum(dim=2).cumsum(dim=1)
+    level = uniforms * ends[:, -1:]
+    block = torch.searchsorted(ends, level, right=True)
+    before = ends.gather(1, (block - 1).clamp(min=0)).where(block > 0, 0.0)
+    inside = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(dim=1)
+    # Rounding may leave the level just above the block's own sum: then its last token with weight.
+    level = torch.minimum(level - before, inside[:, -1:].nextafter(inside.new_zeros(())))
+    return block * BLOCK + torch.searchsorted(inside, level, right=True)
 
 
 def request_uniforms(seed: int, count: int) -> torch.Tensor:
@@ -87,6 +111,18 @@ def sample_batch(
 
     A finished answer ends with one of `stop_ids`; one cut by `max_new_tokens` does not.
     """
+    with _grouped_attention(model.device):
+        return _sample_batch(model, requests, stop_ids, pad_id, max_new_tokens, top_p)
+
+
+def _sample_batch(
+    model: Any,
+    requests: Sequence[Request],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    top_p: float,
+) -> list[list[int]]:
     ids, mask, owner = _padded(requests, pad_id, model.device)
     cache = _prompt_cache(model, ids, mask, owner)
     ids, mask = ids[owner], mask[owner]
@@ -108,6 +144,23 @@ def sample_batch(
             cache.batch_select_indices(running)
             sampler.keep(running)
     return [_until_stop(tokens, set(stop_ids)) for tokens in new]
+
+
+def _grouped_attention(device: torch.device) -> AbstractContextManager:
+    """Let several query heads share keys and values where they lie.
+
+    transformers 5.19 copies the whole cache once per group of heads and step when there is a mask,
+    because CUDA's fast kernels want it so. PyTorch's kernel for CPUs does not, and gives the same
+    numbers without the copies.
+    """
+    if device.type != "cpu":
+        return nullcontext()
+    return mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", _yes)
+
+
+def _yes(*_: object) -> bool:
+    """Unlike a Mock it does not remember, and so keep in memory, what it was called with."""
+    return True
 
 
 def _padded(

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -131,13 +132,33 @@ def test_the_sampler_draws_from_softmax_at_each_temperature():
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(20_000, 1)
     temperatures = torch.tensor([1.0, 0.5]).repeat(10_000)
     sampler = sampling.InverseTransformSampler(temperatures, torch.rand(20_000, 1), 3)
-    scores = sampler(torch.zeros(20_000, 3, dtype=torch.long), logits)
+    scores = sampler(torch.zeros(20_000, 3, dtype=torch.long), logits.clone())
     assert bool((scores.isfinite().sum(dim=1) == 1).all())
     chosen = scores.argmax(dim=1)
     for temperature in (1.0, 0.5):
         drawn = chosen[temperatures == temperature].bincount(minlength=4) / 10_000
         expected = torch.softmax(logits[0] / temperature, dim=0)
         assert (drawn - expected).abs().max() < 0.015
+
+
+@pytest.mark.parametrize("size", [5, 256, 1000])
+def test_a_draw_inverts_the_running_sum_over_all_weights(size):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(0, 4, (500, size), generator=generator).float()
+    weights[:, 0] = 1
+    uniforms = torch.rand(500, 1, generator=generator)
+    uniforms[:2] = torch.tensor([[0.0], [1 - 1e-6]])
+    ends = weights.cumsum(dim=1)  # whole numbers: exact
+    expected = torch.searchsorted(ends, uniforms * ends[:, -1:], right=True)
+    drawn = sampling.draw(weights, uniforms)
+    assert torch.equal(drawn, expected)
+    assert bool((weights.gather(1, drawn) > 0).all())
+
+
+def test_grouped_attention_changes_no_answer(tiny, tmp_path, monkeypatch):
+    shared = _generate(tiny, tmp_path / "a.jsonl")
+    monkeypatch.setattr(sampling, "_grouped_attention", lambda device: nullcontext())
+    assert _generate(tiny, tmp_path / "b.jsonl") == shared
 
 
 def test_top_p_keeps_the_nucleus_only():
