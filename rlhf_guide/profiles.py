@@ -102,7 +102,7 @@ CPU = Profile(
     generation=Generation(backend="transformers", max_new_tokens=80, batch_size=64, top_p=1.0),
     dpo=DPO(
         beta=0.1,
-        learning_rate=5e-4,
+        learning_rate=2e-4,
         batch_size=4,
         per_device_batch_size=4,
         epochs=1,
@@ -117,7 +117,7 @@ CPU = Profile(
     online=Online(
         iterations=3,
         prompts_per_iteration=96,
-        samples_per_prompt=4,
+        samples_per_prompt=8,
         temperature_high=1.0,
         temperature_low=0.7,
         pair_strategy="best_worst",

@@ -143,6 +143,8 @@ class Evaluation:
 
     `length_study_prompts` prompts with `length_study_samples` answers each give the correlation
     of reward and length; confidence intervals come from `bootstrap_samples` resamples of prompts.
+    `judge_url` is the address of a language model behind the OpenAI protocol that judges answers
+    as well (`none`: nobody is asked), `judge_model` the name it is served under.
     """
 
     prompts: int = _between(1)
@@ -152,6 +154,8 @@ class Evaluation:
     bootstrap_samples: int = _between(10, 1_000_000)
     length_study_prompts: int = _between(1)
     length_study_samples: int = _between(2, 1024)
+    judge_url: str = "none"
+    judge_model: str = "judge"
 
 
 @dataclass(frozen=True, kw_only=True)

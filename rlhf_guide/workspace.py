@@ -66,7 +66,10 @@ STAGE_NOTEBOOK = {
     "preference_model": "04_preference_model",
     "rewards": "05_what_rewards_measure",
     "offline_dpo": "06_offline_dpo",
+    "evaluation_answers_sft": "06_offline_dpo",
+    "evaluation_answers_offline_dpo": "06_offline_dpo",
     "online": "07_online_dpo",
+    "evaluation_answers_online_dpo": "07_online_dpo",
     "evaluation": "08_evaluation",
     "theory": "09_theory",
 }

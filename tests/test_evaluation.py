@@ -15,40 +15,52 @@ from rlhf_guide.evaluation import (
     paired_difference,
     pearson,
     plain,
+    selection_effect,
     table,
     win_rate,
     with_measure,
 )
 
 
-def coverage(draw, truth: float, runs: int = 300) -> float:
-    """Share of simulated samples whose 95% interval holds the true mean."""
+def coverage(draw, truth: float, measure=bootstrap_mean, runs: int = 4000) -> float:
+    """Share of simulated samples whose 95% interval holds the true value."""
     hits = 0
     for run in range(runs):
-        values, clusters = draw(np.random.default_rng(run))
-        found = bootstrap_mean(values, clusters, n_boot=400, seed=run)
+        found = measure(*draw(np.random.default_rng(run)))
         hits += found["low"] <= truth <= found["high"]
     return hits / runs
 
 
-def test_bootstrap_interval_covers_the_mean():
-    covered = coverage(lambda rng: (rng.normal(2.0, 1.0, 60), None), 2.0)
-    assert 0.90 <= covered <= 0.99
-
-
-def clustered_sample(rng, prompts: int = 40, samples: int = 8):
+def clustered_sample(rng, prompts: int = 104, samples: int = 3):
     # Answers to one prompt share its difficulty, so they are far from independent.
     difficulty = np.repeat(rng.normal(0.0, 1.0, prompts), samples)
-    return difficulty + rng.normal(0.0, 0.3, prompts * samples), np.repeat(
-        np.arange(prompts), samples
-    )
+    owners = np.repeat(np.arange(prompts), samples)
+    return difficulty + rng.normal(0.0, 0.5, prompts * samples), owners
 
 
-def test_clusters_restore_coverage_that_single_answers_lose():
-    with_clusters = coverage(clustered_sample, 0.0)
-    without = coverage(lambda rng: (clustered_sample(rng)[0], None), 0.0)
-    assert with_clusters >= 0.88
-    assert without < 0.65
+def two_policies(rng):
+    # A gain of 0.3 that differs from prompt to prompt; both policies share the difficulty.
+    before, owners = clustered_sample(rng)
+    gain = np.repeat(rng.normal(0.3, 0.5, 104), 3) + rng.normal(0.0, 0.5, len(before))
+    return before + gain, before, owners
+
+
+def test_intervals_cover_the_mean_of_clustered_answers():
+    assert 0.93 <= coverage(clustered_sample, 0.0) <= 0.97
+
+
+def test_paired_intervals_cover_the_difference():
+    assert 0.93 <= coverage(two_policies, 0.3, paired_difference) <= 0.97
+
+
+def test_intervals_of_few_prompts_are_too_narrow_as_the_docstring_says():
+    few = coverage(lambda rng: clustered_sample(rng, prompts=24), 0.0)
+    assert 0.915 <= few <= 0.94
+
+
+def test_counting_answers_as_independent_loses_coverage():
+    without = coverage(lambda rng: (clustered_sample(rng)[0], None), 0.0, runs=1000)
+    assert without < 0.85
 
 
 def test_mean_counts_clusters_and_keeps_unequal_ones_apart():
@@ -141,6 +153,23 @@ def test_pearson_equals_numpy_and_knows_when_it_is_undefined():
     assert pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
     # 0.1 + 0.2 ≠ 0.3 in floating point: centring leaves residue, not information.
     assert pearson([0.1 + 0.2, 0.3, 0.3], [1.0, 2.0, 3.0]) is None
+
+
+def test_the_best_of_identical_policies_seems_better_and_is_not():
+    values, clusters = clustered_sample(np.random.default_rng(4))
+    gains = [selection_effect(values, clusters, policies) for policies in (1, 4, 16)]
+    apparent = [gain["apparent"] for gain in gains]
+    # n answers with deviation 0.5: the best of k normal scores, in standard errors.
+    error = 0.5 / np.sqrt(len(values))
+    assert apparent == pytest.approx([0.0, 1.03 * error, 1.77 * error], abs=0.2 * error)
+    assert all(abs(gain["fresh"]) < 0.2 * error for gain in gains)
+
+
+def test_selection_needs_a_prompt_for_each_value_and_knows_single_answers():
+    with pytest.raises(DataError, match="3 values but 1 cluster"):
+        selection_effect([1.0, 2.0, 3.0], ["a"], 2)
+    single = selection_effect([1.0, 3.0], ["a", "b"], 8)
+    assert 0 < single["apparent"] <= 1.0
 
 
 def test_by_group_measures_each_group():

@@ -21,6 +21,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 # vLLM goes into an environment of its own, whose versions vLLM decides.
 PINNED_EXTRAS = ("book", "test", "scale", "evaluation")
+# What make and conda install: the benchmarks are an extra only for who installs without them.
+COURSE_EXTRA = "evaluation"
 INSTALL_FILES = (
     "pyproject.toml",
     "constraints.txt",
@@ -85,7 +87,7 @@ def test_both_vllm_extras_name_one_version():
 def test_environment_lists_the_dependencies_in_the_pinned_versions():
     _, listed = conda()
     given = {canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, listed)}
-    names = [canonicalize_name(requirement.name) for requirement in requirements()]
+    names = [canonicalize_name(requirement.name) for requirement in requirements(COURSE_EXTRA)]
     assert given == {name: f"=={pins()[name]}" for name in names}
 
 
@@ -111,7 +113,7 @@ def test_no_addresses_in_the_files_that_install(name):
 def test_everything_installed_beneath_the_course_is_pinned():
     """Walk the installed dependencies: what this environment pulled in stands in constraints."""
     known, missing = pins(), set()
-    waiting, seen = [canonicalize_name(r.name) for r in requirements("test")], set()
+    waiting, seen = [canonicalize_name(r.name) for r in requirements("test", COURSE_EXTRA)], set()
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -137,7 +139,8 @@ def required_by(name):
 
 def test_every_import_is_a_declared_dependency():
     modules = importlib.metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in requirements()} | {"vllm", "rlhf-guide"}
+    listed = {canonicalize_name(r.name) for r in requirements(COURSE_EXTRA)}
+    declared = listed | {"vllm", "rlhf-guide"}
     undeclared = {
         name
         for name in imported("rlhf_guide") | imported("data_prep")

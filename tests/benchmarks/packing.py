@@ -24,6 +24,7 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from rlhf_guide import packing, sft
+from rlhf_guide.machine import keep_freed_memory
 from rlhf_guide.models import choose_device, load_policy, load_tokenizer, resolve_model
 from rlhf_guide.notebook import quieten
 from rlhf_guide.profiles import load_profile
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     quieten()
+    keep_freed_memory()  # as every notebook does
     found = measure(given.model, given.conversations, given.padded_batch)
     found["fill"] = corpus_fill()
     found["plan_million_seconds"] = plan_million()
