@@ -42,7 +42,7 @@ def bootstrap_mean(
     """
     numbers = _checked(values)
     sums, counts = _cluster_totals(numbers, clusters)
-    draws = _redraw(len(sums), n_boot, seed)
+    draws = redraws(len(sums), n_boot, seed)
     means = (draws @ sums) / (draws @ counts)
     tail = 100 * (1 - confidence) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
@@ -182,7 +182,7 @@ def selection_effect(
 
 def _deviations(values: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
     """Deviations from the prompt's mean, widened for the degree of freedom that the mean takes."""
-    owner = _owners(clusters, len(values))
+    owner = cluster_owners(clusters, len(values))
     counts = np.bincount(owner)
     if counts.max() == 1:
         return values - values.mean()
@@ -329,12 +329,12 @@ def _cluster_totals(
 ) -> tuple[np.ndarray, np.ndarray]:
     if clusters is None:
         return values, np.ones(len(values))
-    owner = _owners(clusters, len(values))
+    owner = cluster_owners(clusters, len(values))
     return np.bincount(owner, weights=values), np.bincount(owner).astype(float)
 
 
-def _owners(clusters: Sequence[Hashable], count: int) -> np.ndarray:
-    """The number of each value's cluster, in order of first appearance."""
+def cluster_owners(clusters: Sequence[Hashable], count: int) -> np.ndarray:
+    """Return the number of each value's cluster, from 0 in order of first appearance."""
     if len(clusters) != count:
         raise DataError(f"{count} values but {len(clusters)} cluster names.")
     index: dict[Hashable, int] = {}
@@ -342,8 +342,8 @@ def _owners(clusters: Sequence[Hashable], count: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)  # a notebook asks for the same redraws again and again
-def _redraw(n: int, n_boot: int, seed: int) -> np.ndarray:
-    # Row b says how often each cluster was drawn in redraw b; shape (n_boot, n).
+def redraws(n: int, n_boot: int, seed: int) -> np.ndarray:
+    """Return how often each of n clusters is drawn in each redraw; shape (n_boot, n), read-only."""
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot)
     draws = draws.astype(float)
     draws.setflags(write=False)

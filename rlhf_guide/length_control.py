@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from rlhf_guide.errors import DataError
-from rlhf_guide.evaluation import Interval
+from rlhf_guide.evaluation import Interval, cluster_owners, redraws
 
 RIDGE = 0.01  # keeps θ and φ finite where one policy wins everything; moves σ(θ) by about 0.01·θ/n
 LONGEST_STEP = 1.0  # below this a Newton step always climbs: the features are at most 1
@@ -51,12 +51,15 @@ def length_controlled_win_rate(
     a Δ that never varies.
     """
     y, delta = _checked(preferences, lengths, baseline_lengths)
-    owner = _owners(prompt_ids, len(y))
+    names = range(len(y)) if prompt_ids is None else prompt_ids
+    if len(names) != len(y):
+        raise DataError(f"{len(y)} preferences but {len(names)} prompt ids.")
+    owner = cluster_owners(names, len(y))
     feature = np.tanh(delta / delta.std())
     theta, phi = _fit(feature, y, np.ones((1, len(y))))[0]
     count = owner.max() + 1
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_boot)
-    redrawn = _sigmoid(_fit(feature, y, draws[:, owner].astype(float))[:, 0])
+    draws = redraws(int(count), n_boot, seed)
+    redrawn = _sigmoid(_fit(feature, y, draws[:, owner])[:, 0])
     low, high = np.percentile(redrawn, [2.5, 97.5])
     value = float(_sigmoid(theta))
     return {
@@ -93,15 +96,6 @@ def _checked(
             "cannot be seen: report the raw win rate."
         )
     return y, delta
-
-
-def _owners(prompt_ids: Sequence[Hashable] | None, count: int) -> np.ndarray:
-    """The number of each value's prompt, from 0; without names every value stands alone."""
-    names = range(count) if prompt_ids is None else prompt_ids
-    if len(names) != count:
-        raise DataError(f"{count} preferences but {len(names)} prompt ids.")
-    index: dict[Hashable, int] = {}
-    return np.array([index.setdefault(name, len(index)) for name in names])
 
 
 def _fit(feature: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
