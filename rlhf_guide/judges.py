@@ -151,8 +151,9 @@ def judge_win_rate(
     `preferences[i]` in [0, 1] belongs to `pairs[i]`; None stands for a comparison without a
     verdict, which is left out and counted. Returns `win_rate` (an interval that redraws prompts,
     plus `ties`, the share of exact ½), `length_controlled` (lengths in characters; see
-    `length_control`) and the counts `judged` and `left_out`. Raises DataError when nothing was
-    judged.
+    `length_control`; None where all answers differ from the baseline's by one length), the mean
+    lengths `characters` and `baseline_characters`, and the counts `judged` and `left_out`. Raises
+    DataError when nothing was judged.
     """
     if len(preferences) != len(pairs):
         raise DataError(f"{len(preferences)} preferences for {len(pairs)} pairs of answers.")
@@ -163,14 +164,19 @@ def judge_win_rate(
     prompt_ids = [pairs[i].prompt_id for i in judged]
     lengths = [len(pairs[i].answer) for i in judged]
     baseline_lengths = [len(pairs[i].baseline) for i in judged]
+    controlled = None
+    if np.ptp(np.subtract(lengths, baseline_lengths)) > 0:
+        controlled = length_controlled_win_rate(
+            values, lengths, baseline_lengths, prompt_ids, n_boot, seed
+        )
     return {
         "win_rate": {
             **bootstrap_mean(values, prompt_ids, n_boot, seed),
             "ties": float(np.mean(np.asarray(values) == 0.5)),
         },
-        "length_controlled": length_controlled_win_rate(
-            values, lengths, baseline_lengths, prompt_ids, n_boot, seed
-        ),
+        "length_controlled": controlled,
+        "characters": float(np.mean(lengths)),
+        "baseline_characters": float(np.mean(baseline_lengths)),
         "judged": len(judged),
         "left_out": len(pairs) - len(judged),
     }

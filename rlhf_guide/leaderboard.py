@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 
 from rlhf_guide.errors import DataError
-from rlhf_guide.evaluation import bootstrap_mean, format_cell, table
-from rlhf_guide.judges import AnswerPair
-from rlhf_guide.length_control import length_controlled_win_rate
+from rlhf_guide.evaluation import format_cell, table
+from rlhf_guide.judges import AnswerPair, judge_win_rate
 
 Row = dict[str, Any]
 Preferences = Mapping[str, Sequence[float | None]]
@@ -66,25 +65,18 @@ def judge_rows(
 def _judge_row(
     judge: str, values: Sequence[float | None], pairs: Sequence[AnswerPair], n_boot: int, seed: int
 ) -> Row:
-    if len(values) != len(pairs):
-        raise DataError(f"{judge}: {len(values)} preferences for {len(pairs)} pairs of answers.")
-    judged = [(float(v), pair) for v, pair in zip(values, pairs, strict=True) if v is not None]
-    if not judged:
-        raise DataError(f"{judge} gave no verdict on any of {len(pairs)} pairs of answers.")
-    points = [value for value, _ in judged]
-    prompts = [pair.prompt_id for _, pair in judged]
-    lengths = [len(pair.answer) for _, pair in judged]
-    baseline = [len(pair.baseline) for _, pair in judged]
-    controlled = None
-    if np.ptp(np.subtract(lengths, baseline)) > 0:
-        controlled = length_controlled_win_rate(points, lengths, baseline, prompts, n_boot, seed)
+    try:
+        found = judge_win_rate(values, pairs, n_boot, seed)
+    except DataError as error:
+        raise DataError(f"{judge}: {error}") from error
+    raw = found["win_rate"]
     return {
-        "win rate": bootstrap_mean(points, prompts, n_boot, seed),
-        "at equal length": controlled,
-        "ties": float(np.mean(np.equal(points, 0.5))),
-        "answers": len(judged),
-        "characters": float(np.mean(lengths)),
-        "baseline characters": float(np.mean(baseline)),
+        "win rate": {key: raw[key] for key in ("value", "low", "high", "n")},
+        "at equal length": found["length_controlled"],
+        "ties": raw["ties"],
+        "answers": found["judged"],
+        "characters": found["characters"],
+        "baseline characters": found["baseline_characters"],
     }
 
 

@@ -58,7 +58,7 @@ def test_comparisons_without_a_verdict_are_left_out_and_counted():
     (row,) = judge_rows({"model": [1.0, None, 0.5]}, pairs, n_boot=50)
     assert (row["answers"], row["ties"], row["win rate"]["value"]) == (2, 0.5, 0.75)
     assert row["characters"] == 4.0
-    with pytest.raises(DataError, match="model gave no verdict on any of 3"):
+    with pytest.raises(DataError, match="model: none of 3 comparisons"):
         judge_rows({"model": [None] * 3}, pairs)
     with pytest.raises(DataError, match="model: 2 preferences for 3"):
         judge_rows({"model": [1.0, 0.0]}, pairs)

@@ -324,7 +324,6 @@ def test_the_miniature_loses_its_copies_and_its_planted_leaks():
         ("dibt_prompts", "near_duplicate"): 1,
         ("ultrafeedback_prompts", "contaminated"): 3,
         ("openorca_prompts", "contaminated"): 1,
-        ("ultrainteract_prompts", "contaminated"): 1,  # by chance: "stop a nosebleed" in 3 points
     }
     assert sum(map(len, slices.values())) == len(records) - len(dropped) == 120
     leaked = [what["repeats"] for reason, what in dropped if reason == "contaminated"]
