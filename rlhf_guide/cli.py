@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--notebooks", help="folder of the notebooks")
     put.add_argument("--timings-only", action="store_true", help="store the times, any profile")
     put.set_defaults(command=_publish)
+    _add_scale(commands)
     return parser
 
 
@@ -64,6 +65,27 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     network.add_argument("--allow-network", action="store_true", help="allow downloads")
     network.add_argument("--no-network", action="store_true", help="block every connection")
     run.set_defaults(command=_run)
+
+
+def _add_scale(commands: argparse._SubParsersAction) -> None:
+    config = commands.add_parser("config", help="print where a configuration of accelerate lies")
+    config.add_argument("name", help="ddp, fsdp2, zero2 or zero3")
+    config.set_defaults(command=_config)
+    costs = commands.add_parser("plan", help="steps, memory, hours and price of every stage")
+    costs.add_argument("--profile", help="smoke, cpu, gpu or paper (default)", default="paper")
+    costs.add_argument("--gpus", type=int, default=8, help="number of GPUs (default 8)")
+    costs.add_argument("--gpu", default="h100-80gb", help="a100-80gb, h100-80gb or h200-141gb")
+    costs.add_argument("--strategy", help="ddp, zero2, zero3 or fsdp2; by default what is usual")
+    costs.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one number"
+    )
+    costs.add_argument("--json", action="store_true", help="print one JSON array instead")
+    costs.set_defaults(command=_plan)
+    card = commands.add_parser("card", help="write a model card or a data card from a stage")
+    card.add_argument("run", help="the run folder")
+    card.add_argument("stage", help="a finished stage: data, sft, reward_model, ...")
+    card.add_argument("--push", metavar="REPO", help="then upload to this Hub repository, private")
+    card.set_defaults(command=_card)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -113,6 +135,42 @@ def _report(options: argparse.Namespace) -> int:
     else:
         print(report.as_text(workspace))
         print(f"\nWith figures: {shown(page)}")
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from .launch import config_path
+
+    print(config_path(options.name))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from . import plan
+    from .course import parse_settings
+    from .files import plain
+    from .profiles import load_profile
+
+    profile = load_profile(options.profile, **parse_settings(options.set))
+    stages = plan.plan(profile, options.gpus, options.gpu, options.strategy)
+    if options.json:
+        print(
+            json.dumps([{**plain(stage), "warning": stage.warning} for stage in stages], indent=1)
+        )
+    else:
+        print(plan.as_text(stages))
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from . import cards
+    from .report import open_finished
+    from .workspace import shown
+
+    stage = open_finished(options.run).load(options.stage)
+    print(f"wrote {shown(cards.write_card(stage))}")
+    if options.push:
+        print(f"uploaded to {cards.push(stage, options.push)}")
     return 0
 
 

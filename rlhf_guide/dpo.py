@@ -11,29 +11,51 @@ Only this module touches TRL's `DPOTrainer`; checked against TRL 1.16.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from accelerate import PartialState
+from datasets import Dataset, load_from_disk
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import utils as trl_utils
 
-from rlhf_guide.batching import bucketed_order
+from rlhf_guide.batching import bucketed_order, sample_rows
 from rlhf_guide.chat import encode_completion, truncate_left
 from rlhf_guide.errors import DataError
-from rlhf_guide.models import load_policy, load_tokenizer, lora_config, save_model, weights_hash
-from rlhf_guide.settings import DPO
-from rlhf_guide.training import checkpoint, common_arguments, history, training_dtype
+from rlhf_guide.models import (
+    choose_device,
+    load_policy,
+    load_tokenizer,
+    lora_config,
+    save_model,
+    weights_hash,
+)
+from rlhf_guide.policies import POLICY, sft_policy
+from rlhf_guide.settings import DPO, section_dict
+from rlhf_guide.training import (
+    common_arguments,
+    fit,
+    history,
+    is_main_process,
+    remove_checkpoints,
+    train_once,
+    training_dtype,
+    world_size,
+)
+from rlhf_guide.workspace import Stage, Workspace, read_jsonl
 
 MIN_ANSWER_TOKENS = 8
+SHARED_ROWS = "pairs"  # folder of the encoded pairs while several processes train
 
 
 def dpo_loss(
@@ -62,6 +84,7 @@ def train_dpo(
     dtype: torch.dtype,
     initial_adapter: str | Path | None = None,
     merge: bool = False,
+    track: str = "none",
 ) -> dict[str, Any]:
     """Train a policy on preference pairs against the fixed reference π0 and save it.
 
@@ -73,6 +96,9 @@ def train_dpo(
     Returns ``history`` (one dictionary a step: loss, logps, implicit rewards, margins),
     ``reference_logps`` (pair → (chosen, rejected) under π0, in the order of the kept pairs) and
     ``metrics``. Raises DataError when no pair survives tokenisation.
+
+    ``track`` is the profile's ``tracking``. Under a launcher every process calls this, and the
+    main one saves.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(reference_path)
@@ -83,12 +109,15 @@ def train_dpo(
             "dpo_max_length or online_samples_per_prompt, or look at the pairs."
         )
     trainer = make_trainer(
-        reference_path, tokenizer, rows, settings, output_dir, seed, dtype, initial_adapter
+        reference_path, tokenizer, rows, settings, output_dir, seed, dtype, initial_adapter, track
     )
     reference_logps = _reference_logps(trainer)
-    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
+    trained = fit(trainer, output_dir)
     steps = history(trainer)
-    _save(trainer.model, tokenizer, Path(output_dir), merge)
+    if trained is not None:
+        _save(trained, tokenizer, Path(output_dir), merge)
+    remove_checkpoints(output_dir)
+    _forget_shared_rows(Path(output_dir))
     metrics = {
         "pairs": len(rows),
         **dropped,
@@ -109,6 +138,7 @@ def make_trainer(
     seed: int,
     dtype: torch.dtype,
     initial_adapter: str | Path | None = None,
+    track: str = "none",
 ) -> DPOTrainer:
     """Build TRL's trainer: reference log-probs are computed here, once, under π0.
 
@@ -119,13 +149,16 @@ def make_trainer(
     """
     full = settings.lora_rank == 0
     weights = training_dtype(settings.lora_rank, dtype)
+    arguments = _arguments(settings, output_dir, seed, dtype, track)
+    ordered = _bucketed(rows, settings.per_device_batch_size, seed)
+    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model, reference = _load_models(reference_path, initial_adapter, weights, full)
     with mock.patch.dict(os.environ, {"TQDM_DISABLE": "1"}):  # no bar for the reference pass
         trainer = _PretokenisedDPOTrainer(
             model=model,
             ref_model=reference,
-            args=_arguments(settings, output_dir, seed, dtype),
-            train_dataset=Dataset.from_list(_bucketed(rows, settings.per_device_batch_size, seed)),
+            args=arguments,
+            train_dataset=_shared(ordered, Path(output_dir)),
             processing_class=tokenizer,
             peft_config=None if full else lora_config(settings.lora_rank, "CAUSAL_LM"),
         )
@@ -229,12 +262,14 @@ def _answer_tokens_only() -> AbstractContextManager:
     return mock.patch.object(trl_utils, "_use_triton", return_value=True)
 
 
-def _arguments(settings: DPO, output_dir: str | Path, seed: int, dtype: torch.dtype) -> DPOConfig:
+def _arguments(
+    settings: DPO, output_dir: str | Path, seed: int, dtype: torch.dtype, track: str = "none"
+) -> DPOConfig:
     loss: dict[str, Any] = {"loss_type": ["sigmoid"]}
     if settings.nll_weight:
         loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_weight]}
     return DPOConfig(
-        **common_arguments(settings, output_dir, seed, dtype),
+        **common_arguments(settings, output_dir, seed, dtype, track),
         **loss,
         beta=settings.beta,
         max_length=None,  # encode_pairs has cut already, and counted
@@ -269,6 +304,26 @@ def _bucketed(rows: Sequence[Mapping], batch_size: int, seed: int) -> list[dict]
     return [dict(rows[index]) for index in order]
 
 
+def _shared(rows: list[dict], folder: Path) -> Dataset:
+    """The rows as a data set that all processes read from one place.
+
+    TRL 1.16 lets the main process write the reference's log-probabilities beside the data set's
+    own file, and the others read them there; one in memory would have a folder for each process.
+    """
+    if world_size() == 1:
+        return Dataset.from_list(rows)
+    if is_main_process():
+        _forget_shared_rows(folder)
+        Dataset.from_list(rows).save_to_disk(folder / SHARED_ROWS)
+    PartialState().wait_for_everyone()
+    return load_from_disk(folder / SHARED_ROWS)
+
+
+def _forget_shared_rows(folder: Path) -> None:
+    if is_main_process():
+        shutil.rmtree(folder / SHARED_ROWS, ignore_errors=True)
+
+
 def _tokens(row: Mapping) -> int:
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
@@ -291,3 +346,39 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: b
 def _mean(steps: Sequence[Mapping], key: str) -> float:
     values = [float(step[key]) for step in steps if key in step]
     return sum(values) / len(values) if values else float("nan")
+
+
+def open_stage(ws: Workspace) -> Stage:
+    """The stage `offline_dpo` of a run; notebook 06 samples from its policy and finishes it."""
+    config = {**section_dict(_offline_settings(ws)), "seed": ws.profile.seed}
+    return ws.stage("offline_dpo", config, ["data", "sft"])
+
+
+def train_stage(stage: Stage) -> dict[str, Any]:
+    """Train on the run's stored pairs, unless that was done (see `training.train_once`)."""
+    ws, profile = stage.workspace, stage.workspace.profile
+
+    def train() -> dict[str, Any]:
+        stored = read_jsonl(ws.load("data").dir / "preference_train.jsonl")
+        result = train_dpo(
+            sft_policy(ws)[0],
+            sample_rows(stored, profile.dpo.max_samples, profile.seed),
+            _offline_settings(ws),
+            stage.dir / POLICY,
+            profile.seed,
+            choose_device(profile.dtype)[1],
+            track=profile.tracking,
+        )
+        return {key: result[key] for key in ("history", "metrics")}
+
+    return train_once(stage, train)
+
+
+def _offline_settings(ws: Workspace) -> DPO:
+    return replace(ws.profile.dpo, epochs=ws.profile.dpo.offline_epochs)
+
+
+if __name__ == "__main__":
+    from rlhf_guide.launch import main
+
+    main("dpo", open_stage, train_stage)

@@ -37,6 +37,8 @@ SPARE_TOKENS = (
     "<|pad|>",
     "<unk>",
 )
+# Never a pickle: it can run code. PyTorch's attention keeps packed documents apart everywhere.
+LOADING = {"attn_implementation": "sdpa", "use_safetensors": True}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -144,7 +146,7 @@ def load_policy(
     documents apart (tests/test_sft.py proves it).
     """
     device, chosen, _ = choose_device(dtype)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **LOADING)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     return model.to(device).eval()
@@ -154,7 +156,7 @@ def load_reward_model(path: str | Path, dtype: str | torch.dtype = "auto") -> Pr
     """Sequence classifier with one output, the reward, in evaluation mode."""
     device, chosen, _ = choose_device(dtype)
     model = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=1, dtype=chosen, attn_implementation="sdpa"
+        path, num_labels=1, dtype=chosen, **LOADING
     )
     return model.to(device).eval()
 

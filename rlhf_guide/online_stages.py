@@ -1,11 +1,19 @@
-"""The five steps of one online iteration, each a stage of the run folder (see `online`)."""
+"""The five steps of one online iteration, each a stage of the run folder (see `online`).
+
+The training step also starts on many devices, once the answers are drawn and scored:
+
+    accelerate launch --config_file $(rlhf-guide config fsdp2) -m rlhf_guide.online_stages \
+        --iteration 1 --profile paper --run-dir runs/paper
+"""
 
 from __future__ import annotations
 
+import argparse
 import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +29,8 @@ from rlhf_guide.profiles import Profile, section_dict
 from rlhf_guide.reward_model import RewardScorer
 from rlhf_guide.selection import build_pairs
 from rlhf_guide.settings import Online
+from rlhf_guide.tracking import write_history
+from rlhf_guide.training import is_main_process
 from rlhf_guide.workspace import Stage, Workspace, read_jsonl, write_json, write_jsonl
 
 Scorer = Callable[[], RewardScorer]
@@ -83,6 +93,25 @@ def select_pairs(ws: Workspace, t: int, profile: Profile) -> Stage:
     return stage
 
 
+def open_policy(ws: Workspace, t: int, profile: Profile) -> Stage:
+    """The stage in which π_t is trained, with everything that its result depends on."""
+    online = profile.online
+    config = {
+        **section_dict(profile.dpo),
+        "reference": online.reference,
+        "warm_start": online.warm_start,
+        "seed": profile.seed + t,
+    }
+    pairs = [stage_name(i, "pairs") for i in _replayed(t, online)]
+    inputs = ["sft", *pairs, policy_stage(t - 1)]
+    return ws.stage(stage_name(t, "dpo"), config, list(dict.fromkeys(inputs)))
+
+
+def _replayed(t: int, online: Online) -> list[int]:
+    """The iterations whose pairs train π_t."""
+    return [t] if online.warm_start else list(range(1, t + 1))
+
+
 def train_policy(ws: Workspace, t: int, profile: Profile, previous_adapter: Path | None) -> Stage:
     """Train π_t with DPO on this iteration's pairs (line 3).
 
@@ -92,30 +121,25 @@ def train_policy(ws: Workspace, t: int, profile: Profile, previous_adapter: Path
     """
     online = profile.online
     moving = online.reference == "previous"
-    config = {
-        **section_dict(profile.dpo),
-        "reference": online.reference,
-        "warm_start": online.warm_start,
-        "seed": profile.seed + t,
-    }
-    replayed = [t] if online.warm_start else list(range(1, t + 1))
-    inputs = ["sft", *[stage_name(i, "pairs") for i in replayed], policy_stage(t - 1)]
-    stage = ws.stage(stage_name(t, "dpo"), config, list(dict.fromkeys(inputs)))
+    stage = open_policy(ws, t, profile)
     if not stage.done:
-        pairs = [row for i in replayed for row in load_pairs(ws, i)]
+        pairs = [row for i in _replayed(t, online) for row in load_pairs(ws, i)]
         reference = previous_adapter if moving and t > 1 else sft_policy(ws)[0]
         result = train_dpo(
             reference,
             pairs,
             profile.dpo,
             stage.dir / POLICY,
-            config["seed"],
+            profile.seed + t,
             _dtype(profile),
             initial_adapter=None if moving or not online.warm_start else previous_adapter,
             merge=moving,
+            track=profile.tracking,
         )
-        write_json(stage.dir / "history.json", result["history"])
-        stage.finish(result["metrics"])
+        if is_main_process():
+            write_json(stage.dir / "history.json", result["history"])
+            write_history(stage.dir, result["history"], stage.name)
+            stage.finish(result["metrics"])
         gc.collect()
     return stage
 
@@ -199,3 +223,26 @@ def stage_name(t: int, part: str = "") -> str:
 
 def _dtype(profile: Profile) -> torch.dtype:
     return choose_device(profile.dtype)[1]
+
+
+def launch_iteration(t: int, arguments: list[str] | None = None) -> None:
+    """Choose the pairs of iteration t and train π_t on them, under a launcher or without."""
+    from rlhf_guide.launch import main
+
+    def open_stage(ws: Workspace) -> Stage:
+        select_pairs(ws, t, ws.profile)
+        return open_policy(ws, t, ws.profile)
+
+    def train_stage(stage: Stage) -> dict[str, Any]:
+        ws = stage.workspace
+        previous = ws.load(policy_stage(t - 1)).dir / POLICY if t > 1 else None
+        return {"metrics": train_policy(ws, t, ws.profile, previous).metrics}
+
+    main("dpo", open_stage, train_stage, arguments)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m rlhf_guide.online_stages", add_help=False)
+    parser.add_argument("--iteration", type=int, required=True, help="t, from 1 on")
+    given, rest = parser.parse_known_args()
+    launch_iteration(given.iteration, rest)

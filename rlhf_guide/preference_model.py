@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PrinterCallback
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    set_seed,
+)
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
@@ -35,15 +40,26 @@ from rlhf_guide.comparisons import (
     position_bias,
 )
 from rlhf_guide.errors import DataError, TemplateError
-from rlhf_guide.models import load_policy, load_tokenizer, lora_config, save_model
-from rlhf_guide.settings import PreferenceModel
+from rlhf_guide.models import (
+    LOADING,
+    choose_device,
+    load_policy,
+    load_tokenizer,
+    lora_config,
+    resolve_model,
+    save_model,
+)
+from rlhf_guide.settings import PreferenceModel, section_dict
 from rlhf_guide.training import (
-    checkpoint,
     common_arguments,
+    fit,
     history,
+    remove_checkpoints,
     run_metrics,
+    train_once,
     training_dtype,
 )
+from rlhf_guide.workspace import Stage, Workspace, read_jsonl
 
 LABELS = ("A", "B")
 IGNORED = -100  # label of a token that does not enter the loss
@@ -116,8 +132,10 @@ class LabelTrainer(SFTTrainer):
             logits, targets, ignore_index=IGNORED, reduction="sum"
         )
         real = targets != IGNORED
-        correct = (logits.argmax(dim=-1) == targets)[real].float().mean().item()
-        self._metrics["train" if model.training else "eval"]["accuracy"].append(correct)
+        correct = ((logits.argmax(dim=-1) == targets) & real).sum()
+        counts = self.accelerator.gather(torch.stack([correct, real.sum()])).view(-1, 2).sum(dim=0)
+        accuracy = (counts[0] / counts[1]).item()  # over all processes
+        self._metrics["train" if model.training else "eval"]["accuracy"].append(accuracy)
         count = real.sum() if num_items_in_batch is None else num_items_in_batch
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
@@ -132,24 +150,30 @@ def train_preference_model(
     output_dir: str | Path,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    track: str = "none",
 ) -> dict[str, Any]:
     """Fine-tune a causal language model to name the better of two answers; save it to a folder.
 
     Comparisons are packed whole (never cut) into blocks of `max_length` when `settings.packing`.
     Returns `history` (one row a step: loss and accuracy of the label) and `metrics`.
+
+    `track` is the profile's `tracking`. Under a launcher every process calls this, and the main
+    one saves.
     """
     tokenizer = load_tokenizer(base)
     asked = sample_rows(pairs, settings.max_samples, seed)
     rows, counts = encode_comparisons(tokenizer, asked, settings.max_length, seed)
-    trainer = _build_trainer(base, tokenizer, rows, settings, output_dir, seed, dtype)
+    trainer = _build_trainer(base, tokenizer, rows, settings, output_dir, seed, dtype, track)
     trainer.remove_callback(PrinterCallback)  # it prints every logged step
-    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model = model.merge_and_unload() if settings.lora_rank else model
-    save_model(model.to(dtype), tokenizer, output_dir)
+    trained = fit(trainer, output_dir)
+    steps = history(trainer)
+    if trained is not None:
+        merged = trained.merge_and_unload() if settings.lora_rank else trained
+        save_model(merged.to(dtype), tokenizer, output_dir)
+    remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer)}
     metrics["tokens"] = settings.epochs * sum(len(row["input_ids"]) for row in rows)
-    return {"history": history(trainer), "metrics": metrics}
+    return {"history": steps, "metrics": metrics}
 
 
 def _build_trainer(
@@ -160,11 +184,12 @@ def _build_trainer(
     output_dir: str | Path,
     seed: int,
     dtype: torch.dtype,
+    track: str = "none",
 ) -> LabelTrainer:
     lengths = [len(row["input_ids"]) for row in rows]
     order = bucketed_order(lengths, settings.per_device_batch_size, seed)
     arguments = SFTConfig(
-        **common_arguments(settings, output_dir, seed, dtype),
+        **common_arguments(settings, output_dir, seed, dtype, track),
         max_length=settings.max_length,
         packing=settings.packing,
         packing_strategy="bfd",
@@ -172,8 +197,9 @@ def _build_trainer(
         # Blocks are equally long; single comparisons keep the bucketed order, to pad little.
         train_sampling_strategy="random" if settings.packing else "sequential",
     )
+    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=training_dtype(settings.lora_rank, dtype), attn_implementation="sdpa"
+        base, dtype=training_dtype(settings.lora_rank, dtype), **LOADING
     )
     return LabelTrainer(
         model=model,
@@ -182,6 +208,35 @@ def _build_trainer(
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora_rank) if settings.lora_rank else None,
     )
+
+
+def open_stage(ws: Workspace) -> Stage:
+    """The stage `preference_model` of a run; notebook 04 judges held-out pairs and finishes it."""
+    profile = ws.profile
+    config = {
+        **section_dict(profile.preference_model),
+        "base": profile.reward_base_model,
+        "seed": profile.seed,
+    }
+    return ws.stage("preference_model", config, ["data", "reward_model"])
+
+
+def train_stage(stage: Stage) -> dict[str, Any]:
+    """Train on the run's preference pairs, unless that was done (see `training.train_once`)."""
+    profile = stage.workspace.profile
+
+    def train() -> dict[str, Any]:
+        return train_preference_model(
+            resolve_model(profile.reward_base_model, profile.allow_download),
+            read_jsonl(stage.workspace.load("data").dir / "preference_train.jsonl"),
+            profile.preference_model,
+            stage.dir / "model",
+            profile.seed,
+            choose_device(profile.dtype)[1],
+            profile.tracking,
+        )
+
+    return train_once(stage, train)
 
 
 class PreferenceScorer:
@@ -236,3 +291,9 @@ class PreferenceScorer:
         # Softmax over the two labels alone: the rest of the vocabulary cancels.
         logits = (hidden @ self.head.T).double()
         return torch.softmax(logits, dim=-1)[:, 0].numpy()
+
+
+if __name__ == "__main__":
+    from rlhf_guide.launch import main
+
+    main("preference_model", open_stage, train_stage)

@@ -60,6 +60,7 @@ CPU = Profile(
     reward_base_model="smollm2-135m-instruct",
     dtype="auto",
     allow_download=False,
+    tracking="none",
     sft=SFT(
         learning_rate=1e-3,
         batch_size=1,
@@ -76,15 +77,16 @@ CPU = Profile(
     ),
     reward_model=RewardModel(
         learning_rate=1e-3,
-        batch_size=8,
-        per_device_batch_size=8,
+        batch_size=4,
+        per_device_batch_size=4,
         epochs=1,
         max_length=256,
         lora_rank=16,
+        lora_layers=10,
         warmup_ratio=0.03,
         scheduler="cosine",
         weight_decay=0.001,
-        max_samples=440,
+        max_samples=0,
     ),
     preference_model=PreferenceModel(
         learning_rate=1e-3,
@@ -99,7 +101,7 @@ CPU = Profile(
         weight_decay=0.0,
         max_samples=120,
     ),
-    generation=Generation(backend="transformers", max_new_tokens=80, batch_size=64, top_p=1.0),
+    generation=Generation(backend="transformers", max_new_tokens=80, batch_size=384, top_p=1.0),
     dpo=DPO(
         beta=0.1,
         learning_rate=2e-4,
@@ -127,12 +129,14 @@ CPU = Profile(
     ),
     evaluation=Evaluation(
         prompts=104,
-        samples_per_prompt=3,
+        samples_per_prompt=8,
         temperature=0.7,
         validation_prompts=24,
         bootstrap_samples=2000,
-        length_study_prompts=24,
-        length_study_samples=8,
+        length_study_prompts=8,
+        length_study_samples=64,
+        judged_prompts=40,
+        benchmark_items=34,
     ),
 )
 
@@ -146,7 +150,12 @@ SMOKE = replace(
     dtype="float32",
     sft=replace(CPU.sft, epochs=1, max_length=256, lora_rank=4, max_samples=8),
     reward_model=replace(
-        CPU.reward_model, batch_size=4, per_device_batch_size=4, lora_rank=4, max_samples=8
+        CPU.reward_model,
+        batch_size=4,
+        per_device_batch_size=4,
+        lora_rank=4,
+        lora_layers=1,
+        max_samples=8,
     ),
     preference_model=replace(
         CPU.preference_model, batch_size=2, per_device_batch_size=2, lora_rank=4, max_samples=8
@@ -170,6 +179,8 @@ SMOKE = replace(
         bootstrap_samples=200,
         length_study_prompts=6,
         length_study_samples=4,
+        judged_prompts=6,
+        benchmark_items=2,
     ),
 )
 
@@ -182,6 +193,7 @@ GPU = Profile(
     reward_base_model="HuggingFaceTB/SmolLM2-1.7B-Instruct",
     dtype="bfloat16",
     allow_download=False,
+    tracking="none",
     sft=SFT(
         learning_rate=1e-4,
         batch_size=32,
@@ -203,6 +215,7 @@ GPU = Profile(
         epochs=1,
         max_length=1024,
         lora_rank=64,
+        lora_layers=0,
         warmup_ratio=0.03,
         scheduler="cosine",
         weight_decay=0.001,
@@ -245,6 +258,8 @@ GPU = Profile(
         bootstrap_samples=2000,
         length_study_prompts=400,
         length_study_samples=8,
+        judged_prompts=200,
+        benchmark_items=200,
     ),
 )
 
@@ -260,6 +275,7 @@ PAPER = Profile(
     reward_base_model="meta-llama/Meta-Llama-3-8B-Instruct",
     dtype="bfloat16",
     allow_download=False,
+    tracking="none",
     sft=SFT(
         learning_rate=2e-5,
         batch_size=32,
@@ -281,6 +297,7 @@ PAPER = Profile(
         epochs=1,
         max_length=4096,
         lora_rank=0,
+        lora_layers=0,
         warmup_ratio=0.03,
         scheduler="cosine",
         weight_decay=0.001,
@@ -335,6 +352,8 @@ PAPER = Profile(
         bootstrap_samples=2000,
         length_study_prompts=2_000,
         length_study_samples=16,
+        judged_prompts=805,
+        benchmark_items=2000,
     ),
 )
 

@@ -22,27 +22,32 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
 from rlhf_guide.chat import encode_conversation, truncate_left
 from rlhf_guide.errors import DataError, WeightsError
 from rlhf_guide.models import (
+    choose_device,
     load_reward_model,
     load_tokenizer,
     lora_config,
+    resolve_model,
     save_model,
     weights_hash,
 )
-from rlhf_guide.settings import RewardModel
+from rlhf_guide.settings import RewardModel, section_dict
 from rlhf_guide.training import (
-    checkpoint,
     common_arguments,
+    fit,
     history,
+    remove_checkpoints,
     run_metrics,
+    train_once,
     training_dtype,
 )
+from rlhf_guide.workspace import Stage, Workspace, read_jsonl
 
 Messages = list[dict[str, str]]
 
@@ -58,25 +63,48 @@ def bradley_terry_loss(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Te
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict[str, Any]], max_length: int
-) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[dict[str, Any]],
+    max_length: int,
+    margin: bool = False,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Token ids of every pair, cut on the left to `max_length`, and counts of what happened.
 
-    Returns rows `{"chosen_ids", "rejected_ids"}` and counts `pairs`, `truncated` and
+    Returns rows `{"chosen_ids", "rejected_ids"}`, with `margin` also the pair's `margin` (see
+    `score_margin`), and counts `pairs`, `truncated`, `empty_answer` (one of the two is; kept) and
     `identical_after_truncation` (left out of the rows). Raises DataError when there is no pair or
     when more than 1% of them became identical.
     """
-    rows, counts = [], {"pairs": len(pairs), "truncated": 0, "identical_after_truncation": 0}
+    rows: list[dict[str, Any]] = []
+    counts = {"pairs": len(pairs), "truncated": 0, "empty_answer": 0}
+    counts["identical_after_truncation"] = 0
     for pair in pairs:
         whole = [encode_conversation(tokenizer, pair[side]) for side in ("chosen", "rejected")]
         chosen, rejected = (truncate_left(ids, max_length) for ids in whole)
+        answers = [pair[side][-1]["content"] for side in ("chosen", "rejected")]
+        counts["empty_answer"] += not all(answer.strip() for answer in answers)
         counts["truncated"] += any(len(ids) > max_length for ids in whole)
         if chosen == rejected:
             counts["identical_after_truncation"] += 1
         else:
-            rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+            extra = {"margin": score_margin(pair)} if margin else {}
+            rows.append({"chosen_ids": chosen, "rejected_ids": rejected, **extra})
     _refuse_bad_encoding(counts, max_length)
     return rows, counts
+
+
+def score_margin(pair: dict[str, Any]) -> float:
+    """By how much the annotators' scores differ; 0 where the vote went against them.
+
+    Raises DataError for a pair without scores.
+    """
+    scores = pair.get("chosen_score"), pair.get("rejected_score")
+    if None in scores:
+        raise DataError(
+            f"the pair of prompt {pair['prompt_id']!r} has no scores to take a margin from: set "
+            "reward_model_margin=false, or train on sources that rate answers."
+        )
+    return max(0.0, scores[0] - scores[1])
 
 
 def _refuse_bad_encoding(counts: dict[str, int], max_length: int) -> None:
@@ -98,6 +126,7 @@ def train_reward_model(
     output_dir: str | Path,
     seed: int,
     dtype: torch.dtype = torch.float32,
+    track: str = "none",
 ) -> dict[str, Any]:
     """Train a reward model on preference pairs and save it as an ordinary model folder.
 
@@ -105,33 +134,48 @@ def train_reward_model(
     adapters and the scalar head are trained and merged before saving, with 0 all weights.
     Returns `history` (TRL's log, one row a step: loss, accuracy, margin, ...) and `metrics`.
     Raises DataError for pairs that carry no signal (see `encode_pairs`).
+
+    `track` is the profile's `tracking`. Under a launcher every process calls this, and the main
+    one saves.
     """
+    arguments = common_arguments(settings, output_dir, seed, dtype, track)
     tokenizer = load_tokenizer(base)
     rows, counts = encode_pairs(
-        tokenizer, sample_rows(pairs, settings.max_samples, seed), settings.max_length
+        tokenizer,
+        sample_rows(pairs, settings.max_samples, seed),
+        settings.max_length,
+        settings.margin,
     )
     order = bucketed_order(
         [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows],
         settings.per_device_batch_size,
         seed,
     )
+    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
+    model = new_reward_model(base, training_dtype(settings.lora_rank, dtype))
     trainer = RewardTrainer(
-        model=new_reward_model(base, training_dtype(settings.lora_rank, dtype)),
+        model=model,
         args=RewardConfig(
-            **common_arguments(settings, output_dir, seed, dtype),
+            **arguments,
             max_length=None,  # TRL would drop long pairs; they are already cut on the left
             train_sampling_strategy="sequential",  # keep the bucketed order
+            center_rewards_coefficient=settings.centring or None,
         ),
         train_dataset=Dataset.from_list([rows[index] for index in order]),
         processing_class=tokenizer,
-        peft_config=_adapter(settings.lora_rank),
+        peft_config=_adapter(settings, model.config.get_text_config().num_hidden_layers),
     )
     trainer.remove_callback(PrinterCallback)  # it prints every logged step
-    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
-    _save(trainer, tokenizer, settings, output_dir)
+    trained = fit(trainer, output_dir)
+    steps = history(trainer)
+    if trained is not None:
+        _save(trained, tokenizer, settings, output_dir)
+    remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer)}
-    metrics["tokens"] = settings.epochs * sum(len(ids) for row in rows for ids in row.values())
-    return {"history": history(trainer), "metrics": metrics}
+    metrics["tokens"] = settings.epochs * sum(
+        len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
+    )
+    return {"history": steps, "metrics": metrics}
 
 
 def new_reward_model(base: str | Path, dtype: str | torch.dtype = torch.float32) -> PreTrainedModel:
@@ -151,22 +195,56 @@ def _to_float32(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[
     return (inputs[0].float(),)
 
 
-def _adapter(rank: int) -> Any:
-    return lora_config(rank, "SEQ_CLS", modules_to_save=["score"]) if rank else None
+def _adapter(settings: RewardModel, layers: int) -> Any:
+    """Adapters on the last `lora_layers` of the model's layers, or none for full fine-tuning."""
+    if not settings.lora_rank:
+        return None
+    last = list(range(layers))[-settings.lora_layers :]  # [-0:] is all of them
+    return lora_config(
+        settings.lora_rank, "SEQ_CLS", modules_to_save=["score"], layers_to_transform=last
+    )
 
 
 def _save(
-    trainer: RewardTrainer,
+    model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     settings: RewardModel,
     output_dir: str | Path,
 ) -> None:
     """Merge the adapters and save; the tokenizer remembers on which side to cut."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:
         model = model.merge_and_unload()
     tokenizer.truncation_side = "left"
     save_model(model, tokenizer, output_dir)
+
+
+def open_stage(ws: Workspace) -> Stage:
+    """The stage `reward_model` of a run; notebook 03 scores the held-out pairs and finishes it."""
+    profile = ws.profile
+    config = {
+        **section_dict(profile.reward_model),
+        "base": profile.reward_base_model,
+        "seed": profile.seed,
+    }
+    return ws.stage("reward_model", config, ["data"])
+
+
+def train_stage(stage: Stage) -> dict[str, Any]:
+    """Train on the run's preference pairs, unless that was done (see `training.train_once`)."""
+    profile = stage.workspace.profile
+
+    def train() -> dict[str, Any]:
+        return train_reward_model(
+            resolve_model(profile.reward_base_model, profile.allow_download),
+            read_jsonl(stage.workspace.load("data").dir / "preference_train.jsonl"),
+            profile.reward_model,
+            stage.dir / "model",
+            profile.seed,
+            choose_device(profile.dtype)[1],
+            profile.tracking,
+        )
+
+    return train_once(stage, train)
 
 
 class RewardScorer:
@@ -211,3 +289,9 @@ def _require_reward_head(model: PreTrainedModel, path: Path) -> None:
             f"{path.name} holds a language model without a reward head, so its rewards would be "
             "random numbers: pass the folder that train_reward_model saved."
         )
+
+
+if __name__ == "__main__":
+    from rlhf_guide.launch import main
+
+    main("reward_model", open_stage, train_stage)

@@ -51,7 +51,12 @@ class SFT:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
-    """Bradley-Terry reward model (paper §2.1); `batch_size` counts preference pairs."""
+    """Bradley-Terry reward model (paper §2.1); `batch_size` counts preference pairs.
+
+    `lora_layers` puts adapters into the last layers only (0 = all): the backward pass ends there.
+    Two options that the paper does not use: with `margin` a pair's rewards must differ by its
+    difference of scores, and `centring` times the mean of (chosen + rejected)² joins the loss.
+    """
 
     learning_rate: float = _above(0, 1)
     batch_size: int = _between(1)
@@ -59,10 +64,13 @@ class RewardModel:
     epochs: int = _between(1, 100)
     max_length: int = _between(16, 1_000_000)
     lora_rank: int = _between(0, 1024)
+    lora_layers: int = _between(0, 1000)
     warmup_ratio: float = _between(0, 0.5)
     scheduler: str = _one_of(*SCHEDULERS)
     weight_decay: float = _between(0, 1)
     max_samples: int = _between(0)
+    margin: bool = False
+    centring: float = field(default=0.0, metadata={"low": 0, "high": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +152,8 @@ class Evaluation:
     `length_study_prompts` prompts with `length_study_samples` answers each give the correlation
     of reward and length; confidence intervals come from `bootstrap_samples` resamples of prompts.
     `judge_url` is the address of a language model behind the OpenAI protocol that judges answers
-    as well (`none`: nobody is asked), `judge_model` the name it is served under.
+    as well (`none`: nobody is asked), `judge_model` the name it is served under. `reward_bench` is
+    where RewardBench's pairs are: `none`, `hub`, or a file or folder (see `reward_bench`).
     """
 
     prompts: int = _between(1)
@@ -154,13 +163,20 @@ class Evaluation:
     bootstrap_samples: int = _between(10, 1_000_000)
     length_study_prompts: int = _between(1)
     length_study_samples: int = _between(2, 1024)
+    judged_prompts: int = _between(1)
+    benchmark_items: int = _between(1)
     judge_url: str = "none"
     judge_model: str = "judge"
+    reward_bench: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """All settings of a run. Models are a Hub id, a local folder or an embedded model's name."""
+    """All settings of a run. Models are a Hub id, a local folder or an embedded model's name.
+
+    `tracking` names a tracker that follows training as well (see `tracking`); results do not
+    depend on it.
+    """
 
     name: str
     seed: int = _between(0, 2**31 - 1)
@@ -169,6 +185,7 @@ class Profile:
     reward_base_model: str
     dtype: str = _one_of("auto", "float32", "bfloat16")
     allow_download: bool
+    tracking: str = _one_of("none", "trackio", "tensorboard", "wandb")
     sft: SFT
     reward_model: RewardModel
     preference_model: PreferenceModel

@@ -15,21 +15,31 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, set_seed
 
 from rlhf_guide.chat import assistant_mask, check_template, encode_conversation
 from rlhf_guide.errors import DataError, TemplateError
-from rlhf_guide.models import choose_device, load_tokenizer, lora_config, save_model
-from rlhf_guide.settings import SFT
+from rlhf_guide.models import (
+    LOADING,
+    choose_device,
+    load_tokenizer,
+    lora_config,
+    resolve_model,
+    save_model,
+)
+from rlhf_guide.settings import SFT, section_dict
 from rlhf_guide.training import (
     checkpoint,
     common_arguments,
+    fit,
     history,
     remove_checkpoints,
     run_metrics,
     show_progress,
+    train_once,
     training_dtype,
 )
+from rlhf_guide.workspace import Stage, Workspace, read_jsonl
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -116,6 +126,7 @@ def build_trainer(
     seed: int,
     dtype: torch.dtype,
     save_steps: int = 200,
+    track: str = "none",
 ) -> Any:
     """TRL's SFTTrainer over tokenised rows, packed best-fit-decreasing when `packing`.
 
@@ -126,7 +137,7 @@ def build_trainer(
 
     arguments = SFTConfig(
         **{
-            **common_arguments(settings, output_dir, seed, dtype),
+            **common_arguments(settings, output_dir, seed, dtype, track),
             "save_strategy": "steps",
             "save_steps": save_steps,
         },
@@ -152,6 +163,7 @@ def train_sft(
     seed: int,
     dtype: str | torch.dtype = "auto",
     save_steps: int = 200,
+    track: str = "none",
 ) -> dict[str, Any]:
     """Fine-tune `base` on demonstrations and save the merged model, π0, in `output_dir`.
 
@@ -159,24 +171,29 @@ def train_sft(
     would have reached undisturbed; checkpoints are removed once π0 is saved. Returns `history`
     (one row a step) and `metrics`: losses, steps, seconds, tokens per second, packed blocks and
     how full they are. Raises DataError when the loss stops being finite.
+
+    `track` is the profile's `tracking`. Under a launcher every process calls this, and the main
+    one saves.
     """
     chosen = choose_device(dtype)[1]
     tokenizer = load_tokenizer(base)
     dataset, counts = build_dataset(tokenizer, demonstrations, settings)
+    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=training_dtype(settings.lora_rank, chosen), attn_implementation="sdpa"
+        base, dtype=training_dtype(settings.lora_rank, chosen), **LOADING
     )
     trainer = build_trainer(
-        model, tokenizer, dataset, settings, output_dir, seed, chosen, save_steps
+        model, tokenizer, dataset, settings, output_dir, seed, chosen, save_steps, track
     )
     show_progress(trainer, "fine-tuning")
     started = time.perf_counter()
     resumed = checkpoint(output_dir)
-    trainer.train(resume_from_checkpoint=resumed)
+    trained = fit(trainer, output_dir)
     seconds = time.perf_counter() - started
     rows = history(trainer)
-    merged = trainer.model.merge_and_unload() if settings.lora_rank else trainer.model
-    save_model(merged.to(chosen), tokenizer, output_dir)
+    if trained is not None:
+        merged = trained.merge_and_unload() if settings.lora_rank else trained
+        save_model(merged.to(chosen), tokenizer, output_dir)
     remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer), **_packing_metrics(trainer, settings)}
     done_before = int(resumed.rsplit("-", 1)[1]) / trainer.state.max_steps if resumed else 0.0
@@ -193,3 +210,47 @@ def _packing_metrics(trainer: Any, settings: SFT) -> dict[str, float]:
         "tokens": sum(len(ids) for ids in packed["input_ids"]),
         "learnt_tokens": sum(label != IGNORED for row in packed["labels"] for label in row),
     }
+
+
+def open_stage(ws: Workspace) -> Stage:
+    """The stage `sft` of a run, with everything that its result depends on.
+
+    Its result includes the answers that notebook 02 draws before and after training, so that
+    notebook finishes it; `train_stage` alone does the training.
+    """
+    profile = ws.profile
+    config = {
+        "base_model": profile.base_model,
+        "dtype": profile.dtype,
+        "seed": profile.seed,
+        "sft": section_dict(profile.sft),
+        "generation": section_dict(profile.generation),
+        "prompts": profile.evaluation.validation_prompts,
+        "samples": profile.evaluation.samples_per_prompt,
+        "temperature": profile.evaluation.temperature,
+    }
+    return ws.stage("sft", config, ["data"])
+
+
+def train_stage(stage: Stage) -> dict[str, Any]:
+    """Train π0 on the run's demonstrations, unless that was done (see `training.train_once`)."""
+    profile = stage.workspace.profile
+
+    def train() -> dict[str, Any]:
+        return train_sft(
+            resolve_model(profile.base_model, profile.allow_download),
+            read_jsonl(stage.workspace.load("data").dir / "sft.jsonl"),
+            profile.sft,
+            stage.dir / "model",
+            profile.seed,
+            profile.dtype,
+            track=profile.tracking,
+        )
+
+    return train_once(stage, train)
+
+
+if __name__ == "__main__":
+    from rlhf_guide.launch import main
+
+    main("sft", open_stage, train_stage)

@@ -2,13 +2,17 @@
 
 Every stage's global batch is fixed by the recipe; the gradient accumulation follows from it and
 from how many examples fit on how many devices, so the same profile trains alike on one device and
-on eight.
+on eight. Optimiser step k reads the same examples on any number of processes. One exception: where
+an epoch's last batch is incomplete, accelerate fills the other processes' share of it with the
+epoch's first examples.
 """
 
+import copy
 import math
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,19 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
+from rlhf_guide import tracking
 from rlhf_guide.errors import DataError, ParameterError
+from rlhf_guide.workspace import Stage, read_json, read_jsonl, write_json, write_jsonl
 
 
 def world_size() -> int:
     """Number of training processes; launchers such as accelerate and torchrun set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files; without a launcher there is no other."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def accumulation_steps(batch_size: int, per_device: int, devices: int | None = None) -> int:
@@ -34,7 +45,8 @@ def accumulation_steps(batch_size: int, per_device: int, devices: int | None = N
     if rest or not steps:
         raise ParameterError(
             f"a global batch of {batch_size} cannot be made of {per_device} per device on "
-            f"{devices} device(s): make batch_size a multiple of {per_device * devices}."
+            f"{devices} device(s): make batch_size a multiple of {per_device * devices}, or start "
+            f"a number of processes that divides {batch_size // per_device or 1}."
         )
     return steps
 
@@ -51,9 +63,9 @@ def training_dtype(lora_rank: int, dtype: torch.dtype) -> torch.dtype:
 
 
 def common_arguments(
-    settings: Any, output_dir: str | Path, seed: int, dtype: torch.dtype
+    settings: Any, output_dir: str | Path, seed: int, dtype: torch.dtype, track: str = "none"
 ) -> dict[str, Any]:
-    """Arguments for any TRL config, from a profile's section.
+    """Arguments for any TRL config, from a profile's section; `track` is the profile's `tracking`.
 
     On a CPU there is neither autocast (the model's own data type is used as it is) nor gradient
     checkpointing (memory is not what is short). On CUDA both are on, and long runs save
@@ -74,12 +86,14 @@ def common_arguments(
         "weight_decay": getattr(settings, "weight_decay", 0.0),
         "bf16": cuda and dtype == torch.bfloat16,
         "fp16": False,
-        "use_cpu": not cuda,
+        # Sharding on CPUs passes as a device of its own, see launch.shard_on_cpu.
+        "use_cpu": not cuda and "ACCELERATE_TORCH_DEVICE" not in os.environ,
         "gradient_checkpointing": cuda,
         "dataloader_pin_memory": cuda,
+        "ddp_find_unused_parameters": False,  # all are used; looking for others costs time
         "seed": seed,
         "logging_steps": 1,
-        "report_to": "none",
+        "report_to": tracking.report_to(track),
         "disable_tqdm": True,
         "save_strategy": "steps" if cuda else "no",
         "save_steps": 200,
@@ -99,8 +113,71 @@ def checkpoint(output_dir: str | Path) -> str | None:
 
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Delete a finished run's checkpoints: they hold the optimiser's state, several model sizes."""
+    if not is_main_process():
+        return
     for folder in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def fit(trainer: Any, output_dir: str | Path) -> torch.nn.Module | None:
+    """Train, from a killed run's last checkpoint on if there is one; return the trained model.
+
+    The main process gets the model with all its weights, even where training held only a shard of
+    them on each device (FSDP, ZeRO-3), so that it is merged and saved as after training on one
+    device. The other processes take part in the gathering and get None.
+    """
+    empty = _without_weights(trainer.model) if _sharded(trainer) else None
+    trainer.train(resume_from_checkpoint=checkpoint(output_dir))
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    if empty is not None:
+        weights = accelerator.get_state_dict(trainer.model_wrapped)
+        model = _filled(empty, weights) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()  # no process still writes its part of a checkpoint
+    return model if accelerator.is_main_process else None
+
+
+def _sharded(trainer: Any) -> bool:
+    """Whether training will hold each weight in parts, on several devices."""
+    if trainer.is_deepspeed_enabled:
+        return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return trainer.is_fsdp_enabled
+
+
+def _without_weights(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose parameters have shapes but no memory; tied ones stay tied."""
+    shapes = {
+        id(weight): torch.nn.Parameter(
+            torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad
+        )
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, shapes)
+
+
+def _filled(empty: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The copy with its weights; those of tied layers are one tensor again."""
+    empty.load_state_dict(weights, assign=True)
+    whole = empty.get_base_model() if hasattr(empty, "get_base_model") else empty
+    whole.tie_weights()
+    return empty
+
+
+def train_once(stage: Stage, train: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A stage's `history` and `metrics`: from its folder, or by training and writing them there.
+
+    Training may happen in a notebook or by `accelerate launch`; whoever comes second finds
+    `history.jsonl`, which is written last. `history.csv` and `history.png` are for the eye.
+    """
+    rows, numbers = stage.dir / "history.jsonl", stage.dir / "training.json"
+    if rows.exists():
+        return {"history": read_jsonl(rows), "metrics": read_json(numbers)}
+    result = train()
+    if is_main_process():
+        tracking.write_history(stage.dir, result["history"], stage.name)
+        write_json(numbers, result["metrics"])
+        write_jsonl(rows, result["history"])
+    return result
 
 
 def show_progress(trainer: Any, title: str) -> None:

@@ -173,6 +173,7 @@ def test_download_switch(monkeypatch):
         ({"generation_top_p": 1.5}, ["at most 1"]),
         ({"dtype": "float16"}, ["auto, float32, bfloat16"]),
         ({"online_reference": "base"}, ["sft, previous"]),
+        ({"tracking": "mlflow"}, ["none, trackio, tensorboard, wandb"]),
         ({"online_samples_per_prompt": 7}, ["even"]),
         ({"dpo_batch_size": 10}, ["not a multiple", "dpo_per_device_batch_size"]),
     ],

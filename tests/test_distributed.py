@@ -1,0 +1,166 @@
+"""Pieces on many devices give the rows of one process, whoever dies on the way."""
+
+import importlib.util
+import os
+import signal
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from rlhf_guide import distributed, generation
+from rlhf_guide.annotation import annotate
+from rlhf_guide.errors import GuideError, ParameterError
+from rlhf_guide.files import read_jsonl
+from rlhf_guide.models import load_tokenizer, resolve_model, save_model
+from rlhf_guide.profiles import load_profile
+from rlhf_guide.reward_model import RewardScorer, new_reward_model
+
+SETTINGS = replace(load_profile("smoke").generation, max_new_tokens=8, batch_size=6)
+TEMPERATURES = (1.0, 1.0, 0.7)
+PROMPTS = [
+    {
+        "prompt_id": f"p{i}",
+        "messages": [{"role": "user", "content": "tell " * (1 + (i * 7) % 5) + str(i)}],
+        "source": "test",
+        **({"facts": [[str(i)], []]} if i % 2 else {}),  # not every row has every field
+    }
+    for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return resolve_model("random-tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def job(tiny):
+    return distributed.GenerationJob(str(tiny), SETTINGS, TEMPERATURES, 1, "float32")
+
+
+@pytest.fixture(scope="module")
+def single(tiny, tmp_path_factory):
+    """The file of the single-process path."""
+    path = tmp_path_factory.mktemp("single") / "out.jsonl"
+    generation.generate(tiny, PROMPTS, SETTINGS, TEMPERATURES, 1, path, "float32", progress=False)
+    return path
+
+
+def test_shards_give_the_file_of_one_process_and_finished_pieces_are_kept(job, single, tmp_path):
+    out = tmp_path / "out.jsonl"
+    pieces = job.pieces(PROMPTS)
+    shares = [distributed.run_shard(job, PROMPTS, out, shard, 2) for shard in (1, 0)]
+    assert sum(shares) == len(pieces) == 5
+    assert distributed.run_shard(job, PROMPTS, out, 0, 2) == 0
+    assert distributed.collect(pieces, PROMPTS, out) == read_jsonl(single)
+    assert out.read_bytes() == single.read_bytes()
+    assert not distributed.pieces_folder(out).exists()
+
+
+def test_missing_pieces_are_counted_and_none_is_invented(job, tmp_path):
+    out = tmp_path / "out.jsonl"
+    distributed.run_shard(job, PROMPTS, out, 0, 5)
+    with pytest.raises(GuideError, match="4 of 5 pieces"):
+        distributed.collect(job.pieces(PROMPTS), PROMPTS, out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"temperatures": (1.0, 0.7, 0.7)}])
+def test_pieces_of_other_settings_are_not_taken(job, change):
+    def names(job):
+        return {piece.name for piece in job.pieces(PROMPTS)}
+
+    assert names(job) == names(replace(job))
+    assert not names(job) & names(replace(job, **change))
+
+
+def test_wrong_shards_are_refused(job, tmp_path):
+    with pytest.raises(ParameterError, match="0 to 1"):
+        distributed.run_shard(job, PROMPTS, tmp_path / "out.jsonl", 2, 2)
+    with pytest.raises(ParameterError, match="0/8"):
+        distributed._shard("3")
+
+
+def test_more_actors_than_devices_are_refused():
+    assert distributed._placement({"CPU": 16, "GPU": 8}, None) == ({"num_gpus": 1}, 8)
+    with pytest.raises(ParameterError, match=r"9 actors .* 8 GPU"):
+        distributed._placement({"CPU": 16, "GPU": 8}, 9)
+
+
+def test_a_missing_ray_is_named(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GuideError, match=r"rlhf-guide\[scale\]"):
+        distributed.run(job, PROMPTS, tmp_path / "out.jsonl", 2)
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two CPUs on the loopback address, for all tests that need Ray."""
+    if not importlib.util.find_spec("ray"):
+        pytest.skip("Ray is not installed (extra `scale`)")
+    paths = [str(Path(distributed.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        ray, _ = distributed._join_cluster(2)
+    except Exception as error:  # Ray raises no class of its own here
+        if "timed out during startup" not in str(error):
+            raise
+        pytest.skip("Ray did not start within its own 30 s: this machine is too busy")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.timeout(300)  # processes start slowly on a busy machine
+def test_an_actor_killed_in_mid_job_loses_nothing(cluster, job, single, tmp_path):
+    marker, out = tmp_path / "killed", tmp_path / "out.jsonl"
+
+    @dataclass(frozen=True)
+    class Mortal(distributed.GenerationJob):
+        """Its worker is killed at the second piece, once."""
+
+        marker: str = ""
+
+        def open(self):
+            work, seen = super().open(), []
+
+            def fatal(rows):
+                seen.append(rows)
+                if len(seen) == 2 and not os.path.exists(self.marker):
+                    open(self.marker, "w").close()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return work(rows)
+
+            return fatal
+
+    mortal = Mortal(**asdict(job) | {"settings": SETTINGS}, marker=str(marker))
+    rows = distributed.run(mortal, PROMPTS, out, 2)
+    assert marker.exists(), "no actor was killed: the test proves nothing"
+    assert rows == read_jsonl(single)
+    assert out.read_bytes() == single.read_bytes()
+
+
+@pytest.mark.timeout(300)  # processes start slowly on a busy machine
+def test_rewards_of_actors_are_those_of_one_process(cluster, tiny, single, tmp_path):
+    folder = tmp_path / "reward"
+    model = new_reward_model(tiny)
+    model.score.weight.data.normal_()
+    save_model(model, load_tokenizer(tiny), folder)
+    rows = [
+        {**row, "prompt_id": f"{k}-{row['prompt_id']}"}
+        for k in range(8)
+        for row in read_jsonl(single)
+    ]
+    here = annotate(rows, RewardScorer(folder, "float32"), tmp_path / "here.jsonl")
+    there = distributed.annotate(rows, folder, tmp_path / "there.jsonl", "float32", actors=2)
+    assert there == here
+    assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
+
+
+@pytest.mark.timeout(300)  # processes start slowly on a busy machine
+def test_a_failing_piece_stops_the_job_in_plain_words(cluster, job, tmp_path):
+    broken = replace(job, settings=replace(SETTINGS, max_new_tokens=100_000))
+    with pytest.raises(GuideError, match=r"5 of 5 pieces left[\s\S]*lower the number"):
+        distributed.run(broken, PROMPTS, tmp_path / "out.jsonl", 1)
