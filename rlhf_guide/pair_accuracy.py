@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rlhf_guide.errors import DataError
+
 
 class Scorer(Protocol):
     """Anything that rewards conversations, such as `reward_model.RewardScorer`."""
@@ -22,14 +24,20 @@ def score_pairs(
 ) -> list[dict[str, Any]]:
     """Judge held-out pairs: one flat row per pair, in order.
 
-    A row holds `prompt_id`, `section`, `chosen_kind`, `rejected_kind`, `chosen_reward`,
+    A row holds `prompt_id`, `section`, `source`, `chosen_kind`, `rejected_kind`, `chosen_reward`,
     `rejected_reward`, `margin` (their difference), `correct` (1, 0, or ½ for a tie) and
     `longer` (1 if the chosen answer is the longer in characters, 0 if the shorter, ½ if equal).
     The mean of `correct` is the accuracy. Real data has no sections: its `section` is the source.
+    Raises DataError for a reward that is NaN or infinite.
     """
     rewards = scorer.score(
         [pair[side] for pair in pairs for side in ("chosen", "rejected")], batch_size
     )
+    if bad := int((~np.isfinite(rewards)).sum()):
+        raise DataError(
+            f"{bad} of {len(rewards)} rewards are NaN or infinite: the reward model overflows or "
+            "its weights are broken; score in float32, then retrain it."
+        )
     return [
         _judged(pair, float(chosen), float(rejected))
         for pair, chosen, rejected in zip(pairs, rewards[::2], rewards[1::2], strict=True)
@@ -37,7 +45,7 @@ def score_pairs(
 
 
 def _judged(pair: dict[str, Any], chosen: float, rejected: float) -> dict[str, Any]:
-    names = ("prompt_id", "chosen_kind", "rejected_kind")
+    names = ("prompt_id", "source", "chosen_kind", "rejected_kind")
     return {
         **{name: pair.get(name, "") for name in names},
         "section": pair.get("section") or pair.get("source", ""),
@@ -89,3 +97,25 @@ def reliability(margins: Sequence[float], bins: int = 5) -> list[dict[str, float
         }
         for group in groups
     ]
+
+
+def expected_calibration_error(margins: Sequence[float], bins: int = 5) -> float:
+    """Mean distance of confidence and accuracy over the groups of `reliability`, in [0, 1]."""
+    rows = reliability(margins, bins)
+    gaps = [abs(row["accuracy"] - row["confidence"]) for row in rows]
+    return float(np.average(gaps, weights=[row["n"] for row in rows]))
+
+
+def calibration_error_by_chance(
+    margins: Sequence[float], bins: int = 5, n_sim: int = 500, seed: int = 0
+) -> float:
+    """The error that a perfectly calibrated model with these confidences shows on so few pairs.
+
+    An average of distances is never 0 on a finite sample. Here each verdict is right with exactly
+    its own confidence; the mean error of `n_sim` such samples is what a measured one is held to.
+    """
+    sizes = np.abs(np.asarray(margins, dtype=float))
+    confidence = 1 / (1 + np.exp(-sizes))
+    right = np.random.default_rng(seed).random((n_sim, len(sizes))) < confidence
+    errors = [expected_calibration_error(np.where(row, sizes, -sizes), bins) for row in right]
+    return float(np.mean(errors))

@@ -5,7 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from rlhf_guide.best_of_n import best_of_n, kl_bound
+from rlhf_guide.best_of_n import best_of_n, kl_bound, mean_gain
+from rlhf_guide.errors import DataError
 
 
 def brute_force(rewards, values, n):
@@ -64,3 +65,15 @@ def test_divergence_stays_below_its_bound(n):
 
 def test_bound_for_eight_samples():
     assert kl_bound(8) == pytest.approx(1.204, abs=1e-3)
+
+
+def test_mean_gain_starts_at_zero_and_leaves_out_short_prompts():
+    rewards = [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [1.0, 2.0]]
+    values = [[0.0, 3.0, 6.0], [6.0, 0.0, 3.0], [9.0, 9.0]]
+    gain = mean_gain(rewards, values, max_n=3, n_boot=100)
+    assert gain["short"] == 1
+    assert gain["curves"].shape == (2, 3)
+    np.testing.assert_allclose(gain["value"], [0, 2, 3])  # best of 1: 3, of 2: 5, of 3: 6
+    np.testing.assert_allclose(gain["low"], gain["high"], err_msg="both prompts gain alike")
+    with pytest.raises(DataError, match=r"no prompt of 3 has 4 answers"):
+        mean_gain(rewards, values, max_n=4)

@@ -12,7 +12,13 @@ from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
 from rlhf_guide.chat import encode_conversation, end_of_turn_id
 from rlhf_guide.errors import DataError, WeightsError
 from rlhf_guide.models import load_reward_model, load_tokenizer, resolve_model
-from rlhf_guide.pair_accuracy import length_baseline, reliability, score_pairs
+from rlhf_guide.pair_accuracy import (
+    calibration_error_by_chance,
+    expected_calibration_error,
+    length_baseline,
+    reliability,
+    score_pairs,
+)
 from rlhf_guide.profiles import load_profile
 from rlhf_guide.reward_model import (
     RewardScorer,
@@ -153,7 +159,45 @@ def test_truncation_keeps_the_end_of_the_answer(tokenizer):
     whole = encode_conversation(tokenizer, row["chosen"])
     assert rows[0]["chosen_ids"] == whole[-16:]
     assert rows[0]["chosen_ids"][-1] == end_of_turn_id(tokenizer)
-    assert counts == {"pairs": 1, "truncated": 1, "identical_after_truncation": 0}
+    assert counts["truncated"] == 1
+    assert counts["identical_after_truncation"] == 0
+
+
+def test_empty_answers_are_counted(tokenizer):
+    rows, counts = encode_pairs(tokenizer, [pair(1, "good", " "), pair(2, "a", "b")], 64)
+    assert (len(rows), counts["pairs"], counts["empty_answer"]) == (2, 2, 1)
+
+
+def with_scores(row, chosen, rejected):
+    return {**row, "chosen_score": chosen, "rejected_score": rejected}
+
+
+def test_margin_is_the_difference_of_scores_and_never_negative(tokenizer):
+    scored = [with_scores(PAIRS[0], 2.0, 0.5), with_scores(PAIRS[1], 0.0, 1.0)]
+    rows, _ = encode_pairs(tokenizer, scored, 64, margin=True)
+    assert [row["margin"] for row in rows] == [1.5, 0.0]
+    with pytest.raises(DataError, match=r"'p2' has no scores.*reward_model_margin=false"):
+        encode_pairs(tokenizer, [with_scores(PAIRS[2], None, 1.0)], 64, margin=True)
+
+
+def test_margin_and_centring_enter_the_loss(base, scorer, tmp_path, monkeypatch):
+    """−log σ(r_w − r_l − m) + c · mean (r_w + r_l)², by hand from the scores."""
+    monkeypatch.setattr(reward_model, "new_reward_model", random_head)
+    options = {"learning_rate": 1e-12, "batch_size": 8, "per_device_batch_size": 8}
+    settings = replace(SETTINGS, **options, max_samples=0, margin=True, centring=0.3)
+    pairs = [with_scores(row, 1.0, 0.25) for row in PAIRS]
+    logged = train_reward_model(base, pairs, settings, tmp_path, seed=0)["history"][0]["loss"]
+    chosen, rejected = torch.from_numpy(scorer.score(TALKS)).view(-1, 2).T
+    by_hand = bradley_terry_loss(chosen - 0.75, rejected) + 0.3 * ((chosen + rejected) ** 2).mean()
+    assert logged == pytest.approx(by_hand.item(), abs=1e-5)
+
+
+def test_adapters_sit_in_the_last_layers_only(base):
+    chosen = reward_model._adapter(replace(SETTINGS, lora_layers=1), layers=2)
+    assert chosen.layers_to_transform == [1]
+    everywhere = reward_model._adapter(replace(SETTINGS, lora_layers=0), layers=2)
+    assert everywhere.layers_to_transform == [0, 1]
+    assert reward_model._adapter(replace(SETTINGS, lora_rank=0), layers=2) is None
 
 
 def test_scorer_truncates_as_training_does(scorer):
@@ -218,6 +262,27 @@ def test_reliability_of_a_known_judge():
     rows = reliability([sure] * 9 + [-sure] + [0.0] * 10, bins=2)
     assert rows[0] == {"confidence": pytest.approx(0.5), "accuracy": 0.5, "n": 10}
     assert rows[1] == {"confidence": pytest.approx(0.9), "accuracy": pytest.approx(0.9), "n": 10}
+
+
+def test_calibration_error_of_a_known_judge():
+    sure = math.log(9)  # σ(log 9) = 0.9
+    calibrated = [sure] * 9 + [-sure]
+    assert expected_calibration_error(calibrated, bins=1) == pytest.approx(0)
+    assert expected_calibration_error([sure] * 10, bins=1) == pytest.approx(0.1)
+    assert expected_calibration_error([-sure] * 30 + [0.0] * 10, bins=1) == pytest.approx(0.675)
+    by_chance = calibration_error_by_chance([sure] * 100, bins=1)
+    # Mean distance of a share of 100 from its probability: √(2/π · 0.9 · 0.1 / 100).
+    assert by_chance == pytest.approx(math.sqrt(2 / math.pi * 0.9 * 0.1 / 100), rel=0.15)
+    assert calibration_error_by_chance([sure] * 10_000, bins=1, n_sim=50) < 0.1 * 0.05
+
+
+def test_rewards_that_are_no_numbers_are_refused():
+    class Broken:
+        def score(self, conversations, batch_size=32):
+            return np.full(len(conversations), np.nan)
+
+    with pytest.raises(DataError, match="16 of 16 rewards are NaN"):
+        score_pairs(Broken(), PAIRS)
 
 
 def test_bucketed_order_is_a_permutation_with_similar_lengths():

@@ -1,0 +1,180 @@
+"""Studies that take longer than a chapter may: run once, stored in the run folder, then shown.
+
+    python -m rlhf_guide.studies --run-dir runs/cpu --seeds 3
+
+`reward_data`: which preference pairs should a reward model see? The authors' first data versions
+differ in two choices, repeated here on the miniature: all pairs of a prompt's answers, or its best
+answer against a random other one; with the safety prompts or without them. Every arm gets equally
+many pairs, so that no arm wins by volume. About ten minutes on two cores; a killed study goes on.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from data_prep import embedded
+from rlhf_guide import oracle
+from rlhf_guide.evaluation import bootstrap_mean, paired_difference
+from rlhf_guide.files import append_jsonl, read_jsonl
+from rlhf_guide.profiles import load_profile, section_dict
+from rlhf_guide.workspace import Stage, Workspace, open_run
+
+Row = dict[str, Any]
+
+STAGE = "reward_data_study"
+PAIRS = 200  # of every arm; the smallest arm has 224
+BASELINE = "all pairs"
+
+
+def relabelled(pairs: Sequence[Row], prefer: Callable[[Row, Row, str], bool]) -> list[Row]:
+    """The same pairs of answers with the votes of other annotators (`oracle.annotator`).
+
+    Needs pairs of the miniature, whose scores are the true utilities.
+    """
+    rows = []
+    for number, pair in enumerate(pairs):
+        chosen, rejected = (_candidate(pair, side) for side in ("chosen", "rejected"))
+        kept = prefer(chosen, rejected, f"{pair['prompt_id']}/{number}")
+        rows.append(pair if kept else _swapped(pair))
+    return rows
+
+
+def reward_data_arms(pairs: Sequence[Row], count: int, seed: int) -> dict[str, list[Row]]:
+    """`count` pairs for each arm, drawn from all pairs of the miniature's training prompts.
+
+    Best against random takes one pair a prompt: the candidate of the largest utility and another
+    one at random, with the vote that the annotator gave.
+    """
+    rng = random.Random(seed)
+    arms = {BASELINE: list(pairs), "best against random": _best_against_random(pairs, rng)}
+    arms |= {
+        f"{name}, no safety": [row for row in rows if row["section"] != "safety"]
+        for name, rows in arms.items()
+    }
+    return {name: rng.sample(rows, count) for name, rows in arms.items()}
+
+
+def run_reward_data(ws: Workspace, seeds: int = 3, pairs: int = PAIRS) -> Stage:
+    """Train a reward model for each arm and seed, judge the held-out pairs, store the intervals."""
+    profile = ws.profile
+    config = {
+        **section_dict(profile.reward_model),
+        "base": profile.reward_base_model,
+        "seeds": seeds,
+        "pairs": pairs,
+        "bootstrap_samples": profile.evaluation.bootstrap_samples,
+    }
+    stage = ws.stage(STAGE, config)
+    if stage.done:
+        return stage
+    file = stage.dir / "verdicts.jsonl"
+    done = {(row["arm"], row["seed"]) for row in read_jsonl(file)} if file.exists() else set()
+    heldout = _pairs("preference_heldout", 6)
+    everything = _pairs("preference_train", None)
+    for seed in range(seeds):
+        for arm, rows in reward_data_arms(everything, pairs, seed).items():
+            if (arm, seed) not in done:
+                verdicts = _train_and_judge(ws, rows, heldout, seed)
+                append_jsonl(file, [{"arm": arm, "seed": seed, "correct": verdicts}])
+                print(f"{arm}, seed {seed}: {np.mean(verdicts):.3f}", flush=True)
+    return stage.finish(_summary(read_jsonl(file), heldout, profile.evaluation.bootstrap_samples))
+
+
+def _pairs(split: str, pairs_per_question: int | None) -> list[Row]:
+    return embedded.build_pairs(
+        split,
+        lambda prompt, text, reason: oracle.utility(prompt, text, reason).total,
+        oracle.annotator(),
+        pairs_per_question,
+    )[0]
+
+
+def _candidate(pair: Row, side: str) -> Row:
+    return {"text": pair[side][-1]["content"], "utility": pair[f"{side}_score"]}
+
+
+def _swapped(pair: Row) -> Row:
+    """The pair with the other answer chosen."""
+    swapped = dict(pair)
+    for part in ("", "_score", "_kind", "_finish_reason"):
+        swapped[f"chosen{part}"] = pair[f"rejected{part}"]
+        swapped[f"rejected{part}"] = pair[f"chosen{part}"]
+    return swapped
+
+
+def _best_against_random(pairs: Sequence[Row], rng: random.Random) -> list[Row]:
+    by_prompt: dict[str, list[Row]] = {}
+    for row in pairs:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    found = []
+    for rows in by_prompt.values():
+        best = max(_larger_score(row) for row in rows)
+        found.append(rng.choice([row for row in rows if _larger_score(row) == best]))
+    return found
+
+
+def _larger_score(pair: Row) -> float:
+    return max(pair["chosen_score"], pair["rejected_score"])
+
+
+def _train_and_judge(
+    ws: Workspace, pairs: Sequence[Row], heldout: Sequence[Row], seed: int
+) -> list[float]:
+    from rlhf_guide.models import choose_device, resolve_model
+    from rlhf_guide.pair_accuracy import score_pairs
+    from rlhf_guide.reward_model import RewardScorer, train_reward_model
+
+    profile = ws.profile
+    dtype = choose_device(profile.dtype)[1]
+    settings = replace(profile.reward_model, max_samples=0)
+    base = resolve_model(profile.reward_base_model, profile.allow_download)
+    with TemporaryDirectory() as folder:
+        train_reward_model(base, pairs, settings, folder, seed, dtype)
+        scorer = RewardScorer(folder, dtype, settings.max_length)
+        return [row["correct"] for row in score_pairs(scorer, heldout)]
+
+
+def _summary(found: Sequence[Row], heldout: Sequence[Row], n_boot: int) -> Row:
+    """By arm: accuracy, accuracy on safety prompts, gain over all pairs, and the seeds' spread."""
+    prompts = [pair["prompt_id"] for pair in heldout]
+    safety = [i for i, pair in enumerate(heldout) if pair["section"] == "safety"]
+    safety_prompts = [prompts[i] for i in safety]
+    runs: dict[str, list[list[float]]] = {}
+    for row in found:
+        runs.setdefault(row["arm"], []).append(row["correct"])
+    means = {arm: np.mean(rows, axis=0) for arm, rows in runs.items()}
+    return {
+        arm: {
+            "accuracy": bootstrap_mean(mean, prompts, n_boot),
+            "accuracy_safety": bootstrap_mean(mean[safety], safety_prompts, n_boot),
+            "gain_over_all_pairs": paired_difference(mean, means[BASELINE], prompts, n_boot),
+            "spread_of_seeds": float(np.std([np.mean(row) for row in runs[arm]], ddof=1))
+            if len(runs[arm]) > 1
+            else None,
+        }
+        for arm, mean in means.items()
+    }
+
+
+def main() -> None:
+    """Run the study in a run folder."""
+    parser = argparse.ArgumentParser(description="which preference pairs a reward model should see")
+    parser.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
+    parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="training pairs of every arm")
+    given = parser.parse_args()
+    ws = open_run(load_profile(given.profile), given.run_dir)
+    stage = run_reward_data(ws, given.seeds, given.pairs)
+    for arm, row in stage.metrics.items():
+        interval = row["accuracy"]
+        print(f"{arm:32} {interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")
+
+
+if __name__ == "__main__":
+    main()

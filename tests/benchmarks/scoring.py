@@ -1,0 +1,97 @@
+"""What batched scoring buys: pairs a second against one conversation at a time, and equal scores.
+
+    python tests/benchmarks/scoring.py                               # SmolLM2-135M, a minute
+    python tests/benchmarks/scoring.py --model runs/cpu/reward_model/model
+    python tests/benchmarks/scoring.py --json
+
+Both score the same answers of the miniature's held-out pairs in float32. One at a time is what a
+text-classification pipeline does: a forward pass for each answer of each pair, padded to nothing
+but with nothing beside it. The course scores all answers at once: sorted by length, in batches,
+each prompt read once. Rounds of both alternate, so that a busy machine slows both alike. An
+embedded model's name gives its backbone a random head: the speed is that of a trained model.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_prep import embedded
+from rlhf_guide import oracle
+from rlhf_guide.embedded import NAMES
+from rlhf_guide.machine import keep_freed_memory
+from rlhf_guide.models import load_reward_model, load_tokenizer, resolve_model, save_model
+from rlhf_guide.notebook import quieten
+from rlhf_guide.reward_model import RewardScorer
+
+ROUNDS = 2
+
+
+def heldout_conversations(count: int) -> list[list[dict[str, str]]]:
+    """Chosen and rejected conversations of the first `count` held-out pairs."""
+    pairs, _ = embedded.build_pairs(
+        "preference_heldout",
+        lambda prompt, text, reason: oracle.utility(prompt, text, reason).total,
+        oracle.annotator(),
+    )
+    return [pair[side] for pair in pairs[:count] for side in ("chosen", "rejected")]
+
+
+def scorer_of(model: str, scratch: str) -> RewardScorer:
+    """A saved reward model, or an embedded language model under a random head."""
+    if model in NAMES:
+        base = resolve_model(model)
+        backbone = load_reward_model(base, torch.float32)
+        torch.nn.init.normal_(backbone.score.weight, generator=torch.Generator().manual_seed(0))
+        save_model(backbone, load_tokenizer(base), scratch)
+        model = scratch
+    return RewardScorer(Path(model), torch.float32)
+
+
+def measure(model: str, pairs: int) -> dict[str, float]:
+    """Pairs a second of both ways, their ratio, and the largest difference of their scores."""
+    talks = heldout_conversations(pairs)
+    with tempfile.TemporaryDirectory() as scratch:
+        scorer = scorer_of(model, scratch)
+    scorer.score(talks[:2])  # warm-up
+    spent, scores = {"batched": 0.0, "single": 0.0}, {}
+    for _ in range(ROUNDS):
+        for name in spent:
+            started = time.perf_counter()
+            if name == "batched":
+                scores[name] = scorer.score(talks)
+            else:
+                scores[name] = np.concatenate([scorer.score([talk]) for talk in talks])
+            spent[name] += time.perf_counter() - started
+    rate = {name: ROUNDS * len(talks) / 2 / seconds for name, seconds in spent.items()}
+    return {
+        "pairs_per_second_ratio": rate["batched"] / rate["single"],
+        "max_abs_diff": float(np.abs(scores["batched"] - scores["single"]).max()),
+        "pairs_per_second": rate["batched"],
+        "pairs_per_second_one_at_a_time": rate["single"],
+        "pairs": len(talks) // 2,
+    }
+
+
+def main() -> None:
+    """Measure, and print a table or, with `--json`, one object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=NAMES[0], help="embedded model, or a reward model")
+    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    quieten()
+    keep_freed_memory()  # as every notebook does
+    found = measure(given.model, given.pairs)
+    if given.json:
+        print(json.dumps({"model": given.model if given.model in NAMES else "trained", **found}))
+    else:
+        print("\n".join(f"{name:32} {value:10.5f}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
