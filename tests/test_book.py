@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_guide import errors
+from rlhf_guide import book_pages, errors
 from rlhf_guide.parameters import FLAT_FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,3 +94,10 @@ def test_the_book_does_not_execute_notebooks_and_loads_mathjax_from_itself():
     config = yaml.safe_load(text("book/_config.yml"))
     assert config["execute"]["execute_notebooks"] == "off"
     assert "sphinx-mathjax-offline" in config["sphinx"]["extra_extensions"]
+
+
+def test_generated_pages_are_current():
+    for path, expected in book_pages.pages().items():
+        assert path.read_text(encoding="utf-8") == expected, (
+            f"{path.name}: python -m rlhf_guide.book_pages"
+        )
