@@ -13,6 +13,7 @@ carries it. It is the one place that touches the `openai` package.
 
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class JudgeClient:
         self._file = Path(cache_dir) / CACHE_FILE
         rows = read_jsonl(self._file) if self._file.exists() else []
         self._known = {row["key"]: row["text"] for row in rows}
+        self._writing = threading.Lock()
 
     def ask(
         self,
@@ -156,21 +158,28 @@ class JudgeClient:
         failures = {}
         bar = tqdm(total=len(todo), desc="judgements", disable=not progress, file=sys.stdout)
         with ThreadPoolExecutor(self.concurrency) as pool, bar:
-            asked = {pool.submit(self._complete, m, parameters): key for key, m in todo.items()}
+            asked = {pool.submit(self._answer, k, m, parameters): k for k, m in todo.items()}
             try:
                 for future in as_completed(asked):
                     answer, key = future.result(), asked[future]
                     if answer.failure:
                         failures[key] = answer.failure
                     else:
-                        row = {"key": key, "model": self.model, "text": answer.text}
-                        append_jsonl(self._file, [row])
                         self._known[key] = answer.text
                     bar.update()
             except BaseException:  # also Ctrl-C: what waits in line must not be asked any more
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return failures
+
+    def _answer(self, key: str, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
+        """Ask, and store the text before this worker asks for the next one."""
+        answer = self._complete(messages, parameters)
+        if not answer.failure:
+            with self._writing:
+                row = {"key": key, "model": self.model, "text": answer.text}
+                append_jsonl(self._file, [row])
+        return answer
 
     def _complete(self, messages: Messages, parameters: Mapping[str, Any]) -> Answer:
         try:

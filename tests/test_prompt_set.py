@@ -325,6 +325,6 @@ def test_the_miniature_loses_its_copies_and_its_planted_leaks():
         ("ultrafeedback_prompts", "contaminated"): 3,
         ("openorca_prompts", "contaminated"): 1,
     }
-    assert sum(map(len, slices.values())) == len(records) - len(dropped) == 120
+    assert sum(map(len, slices.values())) == len(records) - len(dropped) == 121
     leaked = [what["repeats"] for reason, what in dropped if reason == "contaminated"]
-    assert set(leaked) > {p["prompt_id"] for p in evaluation[:4]}
+    assert set(leaked) == {p["prompt_id"] for p in evaluation[:4]}
