@@ -356,7 +356,9 @@ def _run_actors(job: Job, pieces: Sequence[Piece], folder: Path, actors: int | N
             bar.update(len(batch["name"]))
         bar.close()
     except (ray.exceptions.RayError, RayDataUserCodeException) as error:
-        said = str(error).strip().splitlines()[-1]
+        lines = str(error).strip().splitlines()
+        ours = [line for line in lines if line.startswith("rlhf_guide.errors.")]
+        said = ours[-1].partition(": ")[2] if ours else lines[-1]  # Ray's last line is advice
         left = len(_missing(pieces, folder))
         raise GuideError(
             f"the Ray job stopped with {left} of {len(pieces)} pieces left: {said}\nFinished "
