@@ -1,15 +1,21 @@
-"""The book's generated pages: status of each chapter, results, a plain index, the pipeline figure.
+"""What is generated in the book and the README: status, results, an index, settings, two figures.
 
     python -m rlhf_guide.book_pages
 
 `make book` runs it first; a test compares the stored pages with what it would write. Nothing is
-measured here: the notebooks' metadata, the stored timings and the README's results are read.
+measured here: the notebooks' metadata, the stored timings, the README's results and the profile
+`paper` are read.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from .errors import GuideError
 from .files import write_text
+from .headlines import SVG, describe, draw_results, table
 from .notebook import in_words, read_timings
+from .profiles import PROFILES, Profile
 from .report import BEGIN, END
 from .sources import list_notebooks, notebooks_dir, read_notebook
 
@@ -30,6 +36,8 @@ All numbers of the published `cpu` run, with 95% intervals; `n` counts prompts, 
 worlds. An interval of a gain that contains 0, or of a win rate that contains ½, shows no
 difference. Chapter [08](../notebooks/08_evaluation.ipynb) says how they were measured, and what
 they cannot show.
+
+![{alt}](_static/results.svg)
 
 {tables}
 """
@@ -74,13 +82,73 @@ def status_page(notebooks: Path, timings: dict) -> str:
         disk = f"{cost['disk_gib']:.1f} GiB"
         costs = [in_words(stamp["seconds"]), f"{cost['peak_gib']:.1f} GiB", disk]
         rows.append([link, *costs, *(stamp["versions"].get(name, "–") for name in LIBRARIES)])
-    return STATUS.format(chapters="\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return STATUS.format(chapters=_lines(rows))
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def results_page(readme: str) -> str:
-    """The tables that `rlhf-guide report --readme` wrote, as a page of the book."""
+    """The figure of results, and the table that `rlhf-guide report --readme` wrote."""
     tables = readme.partition(BEGIN)[2].partition(END)[0].strip()
-    return RESULTS.format(tables=tables.partition("\n\n")[0])
+    return RESULTS.format(alt=describe(readme), tables=tables.partition("\n\n")[0])
+
+
+def hyper_parameters(paper: Profile) -> str:
+    """The training settings of the profile `paper` as a table, for the paper map."""
+    policy, judge = (
+        name.rpartition("/")[2] for name in (paper.base_model, paper.reward_base_model)
+    )
+    dpo, online = paper.dpo, paper.online
+    rounds = f"online DPO, each of {online.iterations} rounds"
+    stages = [
+        ("SFT", "sft", policy, paper.sft.epochs),
+        ("reward model", "reward_model", judge, paper.reward_model.epochs),
+        ("preference model", "preference_model", judge, paper.preference_model.epochs),
+        (rounds, "dpo", "SFT policy, then the last round's", dpo.epochs),
+        ("offline DPO", "dpo", "SFT policy", dpo.offline_epochs),
+    ]
+    head = ["stage", "section", "starts from", "epochs", "learning rate", "schedule", "warm-up"]
+    head += ["batch", "tokens"]
+    rows = [head, ["---"] * len(head)]
+    for stage, section, start, epochs in stages:
+        settings = _settings(getattr(paper, section))
+        rows.append([stage, f"`{section}`", start, str(epochs), *settings])
+    return (
+        f"{_lines(rows)}\n\n"
+        f"A round of online DPO: {online.prompts_per_iteration:,} prompts, "
+        f"{online.samples_per_prompt} answers to each, half at temperature "
+        f"{online.temperature_high} and half at {online.temperature_low}, of at most "
+        f"{paper.generation.max_new_tokens:,} tokens; $\\eta = {dpo.beta:g}$. Table 7 adds AdamW, "
+        f"{dpo.per_device_batch_size} pairs a device and, on eight devices, "
+        f"{dpo.batch_size // (8 * dpo.per_device_batch_size)} accumulated batches."
+    )
+
+
+def _settings(part: Any) -> list[str]:
+    """Learning rate, schedule, warm-up, batch and tokens of one stage, as the table prints them."""
+    packed = getattr(part, "packing", False)
+    return [
+        f"{part.learning_rate:g}".replace("e-0", "e-"),
+        part.scheduler,
+        f"{part.warmup_ratio:.0%}",
+        f"{part.batch_size} {'blocks' if packed else 'pairs'}",
+        f"{part.max_length}{', packed' if packed else ''}",
+    ]
+
+
+def with_block(page: str, name: str, body: str) -> str:
+    """The page with a new body between its comments `name:begin` and `name:end`.
+
+    Raises `GuideError` when the page lacks them.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise GuideError(f"the page has no lines {begin} and {end}; add them where it belongs.")
+    return f"{before}{begin}\n\n{body}\n\n{end}{after}"
 
 
 def plain_index(notebooks: Path, book: Path) -> str:
@@ -94,11 +162,21 @@ def plain_index(notebooks: Path, book: Path) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """Every generated text page of the book and what belongs into it."""
+    """Every text page with generated parts and what belongs into it."""
     notebooks, book = notebooks_dir(root / "notebooks"), root / "book"
+    readme, front, paper_map = (
+        (root / name).read_text("utf-8")
+        for name in ("README.md", "book/index.md", "book/paper_map.md")
+    )
+    image = f"![{describe(readme)}]"
+    front_results = f"{image}(_static/results.svg)\n\n{table(readme)}"
+    settings = hyper_parameters(PROFILES["paper"])
     return {
+        root / "README.md": with_block(readme, "figure", f"{image}(book/_static/results.svg)"),
+        book / "index.md": with_block(front, "results", front_results),
+        book / "paper_map.md": with_block(paper_map, "hyper-parameters", settings),
         book / "status.md": status_page(notebooks, read_timings()),
-        book / "results.md": results_page((root / "README.md").read_text("utf-8")),
+        book / "results.md": results_page(readme),
         book / "llms.txt": plain_index(notebooks, book),
     }
 
@@ -109,8 +187,7 @@ def draw_front_figure(path: Path) -> None:
 
     from .pipeline import draw_pipeline
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "rlhf-guide"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(SVG):
         draw_pipeline().savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
 
 
@@ -119,7 +196,9 @@ def main() -> None:
     for _ in range(2):
         for path, text in pages().items():
             write_text(path, text)
-    draw_front_figure(ROOT / "book" / "_static" / "pipeline.svg")
+    static = ROOT / "book" / "_static"
+    draw_front_figure(static / "pipeline.svg")
+    draw_results(static / "results.svg", (ROOT / "README.md").read_text("utf-8"))
 
 
 if __name__ == "__main__":

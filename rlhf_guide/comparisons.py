@@ -8,6 +8,7 @@ numbers or a function that judges.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,20 @@ def chosen_is_first(prompt_id: str, pair_index: int, seed: int) -> bool:
     return digest[0] % 2 == 0
 
 
-def labelled_comparisons(pairs: Sequence[dict[str, Any]], seed: int) -> Iterator[tuple[str, str]]:
+def has_marker(pair: dict[str, Any]) -> bool:
+    """Whether a pair's context or answers contain a marker, which `format_comparison` defuses."""
+    turns = [*pair["chosen"], pair["rejected"][-1]]
+    return any(marker in turn["content"] for turn in turns for marker in MARKERS)
+
+
+def labelled_comparisons(
+    pairs: Sequence[dict[str, Any]], seed: int, both_orders: bool = False
+) -> Iterator[tuple[str, str]]:
     """Text and label ("A" or "B") of every preference pair, about half of them "A".
 
     A pair's index counts the pairs of its own prompt, so neither the other prompts of the list nor
-    the number of workers that split it by prompt changes its order.
+    the number of workers that split it by prompt changes its order. With `both_orders` the same
+    pair follows with its answers exchanged and the other label.
     """
     seen: Counter[str] = Counter()
     for pair in pairs:
@@ -61,8 +71,9 @@ def labelled_comparisons(pairs: Sequence[dict[str, Any]], seed: int) -> Iterator
         first = chosen_is_first(prompt_id, seen[prompt_id], seed)
         seen[prompt_id] += 1
         context, chosen, rejected = as_comparison(pair)
-        answers = (chosen, rejected) if first else (rejected, chosen)
-        yield format_comparison(context, *answers), "A" if first else "B"
+        for chosen_first in (first, not first) if both_orders else (first,):
+            answers = (chosen, rejected) if chosen_first else (rejected, chosen)
+            yield format_comparison(context, *answers), "A" if chosen_first else "B"
 
 
 def as_comparison(pair: dict[str, Any]) -> Comparison:
@@ -105,3 +116,36 @@ def knockout(judge: Judge, context: Messages, answers: Sequence[str]) -> dict[st
         standing = [i if p >= 0.5 else j for i, j, p in played] + odd
         matches += played
     return {"winner": standing[0], "matches": matches}
+
+
+def round_robin(judge: Judge, context: Messages, answers: Sequence[str]) -> np.ndarray:
+    """Let every two of n answers meet once: n(n − 1)/2 comparisons, in one call of the judge.
+
+    Returns P(i ≻ j), shape (n, n), with P(i, j) + P(j, i) = 1 and ½ on the diagonal. An answer's
+    row mean ranks it. Raises ValueError without answers.
+    """
+    if not answers:
+        raise ValueError("a round robin needs at least one answer")
+    chances = np.full((len(answers), len(answers)), 0.5)
+    games = list(combinations(range(len(answers)), 2))
+    if games:
+        first, second = np.array(games).T
+        won = judge([(context, answers[i], answers[j]) for i, j in games])
+        chances[first, second], chances[second, first] = won, 1 - np.asarray(won)
+    return chances
+
+
+def intransitive_triples(chances: np.ndarray) -> tuple[int, int]:
+    """Number of triples that run in a circle (i beats j beats k beats i), and of all triples.
+
+    `chances` is a `round_robin`, shape (n, n). No Bradley-Terry model has such a triple, because
+    its verdicts order numbers. A probability of exactly ½ beats nobody.
+    """
+    beats = np.asarray(chances) > 0.5
+    triples = list(combinations(range(len(beats)), 3))
+    circles = sum(
+        bool(beats[i, j] and beats[j, k] and beats[k, i])
+        or bool(beats[i, k] and beats[k, j] and beats[j, i])
+        for i, j, k in triples
+    )
+    return circles, len(triples)

@@ -414,6 +414,7 @@ def _placement(resources: dict[str, float], actors: int | None) -> tuple[dict[st
 def open_generation(ws: Any, t: int) -> tuple[Any, GenerationJob, list[Row], Path]:
     """Stage, job, prompts and result file of iteration t's answers (see `online_stages`)."""
     from rlhf_guide.batching import sample_rows
+    from rlhf_guide.generation import answer_config
     from rlhf_guide.online_stages import load_slice, mixed_temperatures, stage_name
     from rlhf_guide.policies import iteration_policy, policy_stage
 
@@ -421,7 +422,7 @@ def open_generation(ws: Any, t: int) -> tuple[Any, GenerationJob, list[Row], Pat
     temperatures = mixed_temperatures(profile.online)
     count, seed = profile.online.prompts_per_iteration, profile.seed + t
     config = {
-        **asdict(profile.generation),
+        **answer_config(profile.generation),
         "prompts": count,
         "temperatures": temperatures,
         "seed": seed,

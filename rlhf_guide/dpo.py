@@ -5,7 +5,7 @@ iteration of Algorithm 2, where the policy is warm-started from the previous one
 reference remains the SFT policy π0. With LoRA the reference costs no memory: it is the policy with
 its adapter switched off.
 
-Only this module touches TRL's `DPOTrainer`; checked against TRL 1.16.
+Only this module and `dpo_trainer` touch TRL's `DPOTrainer`; checked against TRL 1.16.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from accelerate import PartialState
 from datasets import Dataset, load_from_disk
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
-from trl import DPOConfig, DPOTrainer
-from trl.trainer import utils as trl_utils
+from trl import DPOConfig
 
 from rlhf_guide.batching import bucketed_order, sample_rows
 from rlhf_guide.chat import encode_completion, truncate_left
+from rlhf_guide.dpo_losses import loss_arguments
+from rlhf_guide.dpo_trainer import PairTrainer
 from rlhf_guide.errors import DataError
 from rlhf_guide.models import (
     choose_device,
@@ -91,22 +91,27 @@ def train_dpo(
     The policy starts at the reference, or at ``initial_adapter``: the folder that an earlier call
     saved (an adapter, or a whole model when ``lora_rank`` is 0). Optimiser and schedule start
     afresh. ``output_dir`` receives the adapter alone; with ``merge``, or with ``lora_rank`` 0, an
-    ordinary model folder. ``settings.nll_weight`` α adds α · NLL(chosen), mean over tokens.
+    ordinary model folder. ``settings`` choose the loss and its two further terms; see
+    `dpo_losses`. The optimistic one needs a ``reference`` conversation in every pair, which ends
+    with an answer of π0, and is logged as ``logps/reference``.
 
     Returns ``history`` (one dictionary a step: loss, logps, implicit rewards, margins),
     ``reference_logps`` (pair → (chosen, rejected) under π0, in the order of the kept pairs) and
-    ``metrics``. Raises DataError when no pair survives tokenisation.
+    ``metrics``. Raises DataError when no pair survives tokenisation or a reference's answer lacks.
 
     ``track`` is the profile's ``tracking``. Under a launcher every process calls this, and the
     main one saves.
     """
     started = time.monotonic()
     tokenizer = load_tokenizer(reference_path)
-    rows, dropped = encode_pairs(tokenizer, pairs, settings.max_length)
+    rows, dropped = encode_pairs(
+        tokenizer, pairs, settings.max_length, with_reference=settings.optimism_weight > 0
+    )
     if not rows:
         raise DataError(
             f"None of the {len(pairs)} preference pairs can be trained on ({dropped}): raise "
-            "dpo_max_length or online_samples_per_prompt, or look at the pairs."
+            "dpo_max_length or online_samples_per_prompt, or look at the pairs; where none was "
+            "made, the stage of the pairs counts why (`dropped_tie`: all rewards were equal)."
         )
     trainer = make_trainer(
         reference_path, tokenizer, rows, settings, output_dir, seed, dtype, initial_adapter, track
@@ -139,7 +144,7 @@ def make_trainer(
     dtype: torch.dtype,
     initial_adapter: str | Path | None = None,
     track: str = "none",
-) -> DPOTrainer:
+) -> PairTrainer:
     """Build TRL's trainer: reference log-probs are computed here, once, under π0.
 
     Order matters with LoRA. Given a `PeftModel`, TRL 1.16 freezes a copy of the loaded adapter as
@@ -154,13 +159,14 @@ def make_trainer(
     set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model, reference = _load_models(reference_path, initial_adapter, weights, full)
     with mock.patch.dict(os.environ, {"TQDM_DISABLE": "1"}):  # no bar for the reference pass
-        trainer = _PretokenisedDPOTrainer(
+        trainer = PairTrainer(
             model=model,
             ref_model=reference,
             args=arguments,
             train_dataset=_shared(ordered, Path(output_dir)),
             processing_class=tokenizer,
             peft_config=None if full else lora_config(settings.lora_rank, "CAUSAL_LM"),
+            optimism_weight=settings.optimism_weight,
         )
     trainer.remove_callback(PrinterCallback)  # it prints every logged step
     trainer.ref_model = None  # its log-probs are columns of the data set now; free the memory
@@ -192,31 +198,38 @@ def load_adapter_weights(model: PeftModel, folder: str | Path) -> None:
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Mapping], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Mapping],
+    max_length: int,
+    with_reference: bool = False,
 ) -> tuple[list[dict], dict[str, int]]:
     """Tokenise pairs to ``prompt_ids``, ``chosen_ids``, ``rejected_ids``; count what is dropped.
 
-    A long prompt loses its beginning, a long answer its end. An answer that was cut, by the
-    generation limit or here, carries no end-of-turn token: it must not be taught as a stop. Pairs
-    whose answers become the same tokens are dropped (``dropped_same_tokens``).
+    A long prompt loses its beginning (``prompts_cut``), a long answer its end
+    (``cut_to_max_length``). An answer that was cut, by the generation limit or here, carries no
+    end-of-turn token: it must not be taught as a stop. Pairs whose answers become the same tokens
+    are dropped (``dropped_same_tokens``). With ``with_reference`` a row has ``reference_ids`` too;
+    DataError where a pair has no ``reference``.
     """
-    rows, dropped, cut = [], 0, 0
+    sides = ("chosen", "rejected")
+    if with_reference:
+        _require_reference(pairs)
+        sides = (*sides, "reference")
+    rows, counts = [], {"dropped_same_tokens": 0, "prompts_cut": 0, "cut_to_max_length": 0}
     for index, pair in enumerate(pairs):
-        prompt, chosen = _encode_side(tokenizer, pair, "chosen")
-        _, rejected = _encode_side(tokenizer, pair, "rejected")
-        longest = max(len(chosen), len(rejected))
+        prompt, answers = _encode_sides(tokenizer, pair, sides)
+        longest = max(map(len, answers.values()))
         room = max(max_length - longest, max_length // 2, 1)
-        prompt = truncate_left(prompt, min(room, max_length - MIN_ANSWER_TOKENS))
-        space = max_length - len(prompt)
-        cut += longest > space
-        chosen, rejected = chosen[:space], rejected[:space]
-        if chosen == rejected:
-            dropped += 1
+        kept = truncate_left(prompt, min(room, max_length - MIN_ANSWER_TOKENS))
+        space = max_length - len(kept)
+        counts["prompts_cut"] += len(kept) < len(prompt)
+        counts["cut_to_max_length"] += longest > space
+        answers = {name: ids[:space] for name, ids in answers.items()}
+        if answers["chosen_ids"] == answers["rejected_ids"]:
+            counts["dropped_same_tokens"] += 1
             continue
-        rows.append(
-            {"row": index, "prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        )
-    return rows, {"dropped_same_tokens": dropped, "cut_to_max_length": cut}
+        rows.append({"row": index, "prompt_ids": kept, **answers})
+    return rows, counts
 
 
 def summarise(steps: Sequence[Mapping], beta: float) -> dict[str, float]:
@@ -238,40 +251,14 @@ def summarise(steps: Sequence[Mapping], beta: float) -> dict[str, float]:
     return result
 
 
-class _PretokenisedDPOTrainer(DPOTrainer):
-    """DPOTrainer that takes token ids as they are: TRL 1.16 would template the text again."""
-
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        return dataset
-
-    def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
-        with _answer_tokens_only():
-            return super().compute_ref_log_probs(*args, **kwargs)
-
-    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        with _answer_tokens_only():
-            return super()._compute_loss(*args, **kwargs)
-
-
-def _answer_tokens_only() -> AbstractContextManager:
-    """Let TRL project only answer tokens onto the vocabulary on a CPU too, as it does on CUDA.
-
-    Prompts and padding are more than half of a batch, and with a small model the vocabulary is a
-    large part of a step. The result is the same (tests/test_dpo.py compares it with plain logits).
-    """
-    return mock.patch.object(trl_utils, "_use_triton", return_value=True)
-
-
 def _arguments(
     settings: DPO, output_dir: str | Path, seed: int, dtype: torch.dtype, track: str = "none"
 ) -> DPOConfig:
-    loss: dict[str, Any] = {"loss_type": ["sigmoid"]}
-    if settings.nll_weight:
-        loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.nll_weight]}
     return DPOConfig(
         **common_arguments(settings, output_dir, seed, dtype, track),
-        **loss,
+        **loss_arguments(settings),
         beta=settings.beta,
+        remove_unused_columns=False,  # the collators take what they know
         max_length=None,  # encode_pairs has cut already, and counted
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=settings.per_device_batch_size,
@@ -288,14 +275,29 @@ def _load_models(
     return load_policy(reference_path, dtype), None
 
 
-def _encode_side(
-    tokenizer: PreTrainedTokenizerBase, pair: Mapping, side: str
-) -> tuple[list[int], list[int]]:
-    *prompt, answer = pair[side]
-    # Generated pairs say whether the answer ended by itself; stored ones keep the reason.
-    by_reason = pair.get(f"{side}_finish_reason", "stop") != "length"
-    finished = pair.get(f"{side}_finished", by_reason)
-    return encode_completion(tokenizer, prompt, answer["content"], finished=finished)
+def _require_reference(pairs: Sequence[Mapping]) -> None:
+    for pair in pairs:
+        if "reference" not in pair:
+            raise DataError(
+                f"The pair of prompt {pair.get('prompt_id')!r} has no answer of the reference, "
+                "which dpo_optimism_weight needs and only the online loop draws: set it to 0.0 to "
+                "train on stored pairs."
+            )
+
+
+def _encode_sides(
+    tokenizer: PreTrainedTokenizerBase, pair: Mapping, sides: Sequence[str]
+) -> tuple[list[int], dict[str, list[int]]]:
+    """The prompt's tokens, and the answers' as ``<side>_ids``."""
+    answers = {}
+    for side in sides:
+        *messages, answer = pair[side]
+        # Generated pairs say whether the answer ended by itself; stored ones keep the reason.
+        by_reason = pair.get(f"{side}_finish_reason", "stop") != "length"
+        finished = pair.get(f"{side}_finished", by_reason)
+        prompt, ids = encode_completion(tokenizer, messages, answer["content"], finished=finished)
+        answers[f"{side}_ids"] = ids
+    return prompt, answers
 
 
 def _bucketed(rows: Sequence[Mapping], batch_size: int, seed: int) -> list[dict]:
@@ -328,7 +330,7 @@ def _tokens(row: Mapping) -> int:
     return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
 
 
-def _reference_logps(trainer: DPOTrainer) -> list[tuple[float, float]]:
+def _reference_logps(trainer: PairTrainer) -> list[tuple[float, float]]:
     data = trainer.train_dataset
     columns = (data[name] for name in ("row", "ref_chosen_logps", "ref_rejected_logps"))
     return [(chosen, rejected) for _, chosen, rejected in sorted(zip(*columns, strict=True))]

@@ -18,13 +18,13 @@ from data_prep.ngrams import prompt_text
 from rlhf_guide.annotation import annotate
 from rlhf_guide.batching import sample_rows
 from rlhf_guide.errors import DataError, ParameterError
-from rlhf_guide.generation import generate
+from rlhf_guide.generation import answer_config, generate
 from rlhf_guide.models import choose_device
 from rlhf_guide.online_report import response_summary
 from rlhf_guide.online_stages import Scorer, lazy_scorer
 from rlhf_guide.parameters import nearest
 from rlhf_guide.policies import Policy, chosen_policy, offline_policy, sft_policy
-from rlhf_guide.profiles import Profile, section_dict
+from rlhf_guide.profiles import Profile
 from rlhf_guide.workspace import Workspace, read_jsonl
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ def evaluation_answers(
     made_by, policy = POLICIES[name]
     part = settings.evaluation
     config = {
-        **section_dict(settings.generation),
+        **answer_config(settings.generation),
         "prompts": part.prompts,
         "temperatures": [part.temperature] * part.samples_per_prompt,
         "seed": settings.seed,

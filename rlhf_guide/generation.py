@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from rlhf_guide.chat import encode_prompt, stop_token_ids
-from rlhf_guide.errors import DataError, ParameterError
+from rlhf_guide.errors import DataError, GuideError, ParameterError
 from rlhf_guide.files import append_jsonl, write_jsonl
 from rlhf_guide.models import load_policy, load_tokenizer
 from rlhf_guide.sampling import Request, sample_batch
@@ -46,8 +47,9 @@ def generate(
     A row is the prompt's fields plus `responses` (`text` without the stop token, `finish_reason`
     "stop" or "length", `temperature`, `n_tokens`, `seed`) and `model`. Rows that `out_path` holds
     already, from the same prompts, temperatures, seed and model, are kept. The same call gives
-    the same rows again. `settings.batch_size` counts answers. Raises ParameterError, or DataError
-    for repeated prompts and for one too long for the model.
+    the same rows again. `settings.batch_size` counts answers; it is a matter of memory and time
+    alone. Raises ParameterError, DataError for repeated prompts and for one too long for the model,
+    and GuideError when memory runs out; finished rows are in the file then.
     """
     name = _model_name(model_path, adapter)
     _check(prompts, temperatures)
@@ -63,7 +65,7 @@ def generate(
     bar.update((len(prompts) - sum(map(len, todo))) * len(temperatures))
     sample = sample_with_vllm if settings.backend == "vllm" else _sample_with_transformers
     outputs = sample(model_path, adapter, tokenizer, requests, todo, settings, dtype)
-    for batch, answers in zip(todo, outputs, strict=True):
+    for batch, answers in zip(todo, _plain_memory_errors(outputs, settings), strict=True):
         fresh = [
             {**prompts[i], "responses": _responses(tokenizer, requests[i], tokens), "model": name}
             for i, tokens in zip(batch, answers, strict=True)
@@ -76,6 +78,30 @@ def generate(
     rows = [done[prompt["prompt_id"]] for prompt in prompts]
     write_jsonl(out_path, rows)
     return rows
+
+
+def _plain_memory_errors(outputs: Iterator[Any], settings: Generation) -> Iterator[Any]:
+    """The same outputs; a lack of memory says which number to lower."""
+    try:
+        yield from outputs
+    except (MemoryError, RuntimeError) as error:  # PyTorch's own error is a RuntimeError
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and (
+            "can't allocate memory" not in str(error)  # its words on a CPU
+        ):
+            raise
+        raise GuideError(
+            f"out of memory while sampling {settings.batch_size} answers at once, up to "
+            f"{settings.max_new_tokens} tokens each: lower generation_batch_size and run again. "
+            "Finished prompts are kept."
+        ) from error
+
+
+def answer_config(settings: Generation) -> dict[str, Any]:
+    """What answers depend on beyond rounding, for a stage's config: all but the batch size.
+
+    So a run that was out of memory goes on with smaller batches and keeps its finished prompts.
+    """
+    return {name: value for name, value in asdict(settings).items() if name != "batch_size"}
 
 
 def request_seed(seed: int, prompt_id: str, sample: int) -> int:

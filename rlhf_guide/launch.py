@@ -120,6 +120,7 @@ def memory_warning(profile: Profile, section: str, room: float) -> str:
         model,
         settings.per_device_batch_size * settings.max_length * sides,
         lora_rank=settings.lora_rank,
+        lora_layers=getattr(settings, "lora_layers", 0),
         devices=world_size(),
         strategy=_strategy(),
         head=section != "reward_model",

@@ -211,3 +211,9 @@ def lora_config(rank: int, task_type: str = "CAUSAL_LM", **options: Any) -> Lora
     """
     options.setdefault("target_modules", PROJECTIONS)
     return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=task_type, **options)
+
+
+def last_layers(model: PreTrainedModel, count: int) -> list[int]:
+    """Indices of the last `count` layers of a model, for adapters on them alone; 0 means all."""
+    layers = range(model.config.get_text_config().num_hidden_layers)
+    return list(layers)[-count:]  # [-0:] is all of them

@@ -26,6 +26,7 @@ from rlhf_guide.online_stages import (
     lazy_scorer,
     load_slice,
     sample_answers,
+    sample_reference,
     score_answers,
     select_pairs,
     stage_name,
@@ -73,8 +74,12 @@ def run_iteration(
     ``adapter`` (π_t's folder) and ``metrics`` (one flat row for the per-iteration table).
     """
     scorer = scorer or lazy_scorer(ws, profile)
+    if profile.online.rank_by == "preference_model":
+        ws.load("preference_model")  # if it is missing, say so before anything is sampled
     on_progress(f"iteration {t}: sampling")
     generation = sample_answers(ws, t, profile)
+    if profile.dpo.optimism_weight:
+        sample_reference(ws, t, profile)
     on_progress(f"iteration {t}: scoring")
     annotation = score_answers(ws, t, profile, scorer)
     pairs = select_pairs(ws, t, profile)

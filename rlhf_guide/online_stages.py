@@ -1,6 +1,7 @@
-"""The five steps of one online iteration, each a stage of the run folder (see `online`).
+"""The steps of one online iteration, each a stage of the run folder (see `online`).
 
-The training step also starts on many devices, once the answers are drawn and scored:
+The training step also starts on many devices, once the answers are drawn and scored (and those of
+the reference drawn, see `sample_reference`):
 
     accelerate launch --config_file $(rlhf-guide config fsdp2) -m rlhf_guide.online_stages \
         --iteration 1 --profile paper --run-dir runs/paper
@@ -19,43 +20,63 @@ import torch
 
 from rlhf_guide.annotation import annotate
 from rlhf_guide.batching import sample_rows
+from rlhf_guide.comparisons import Judge
 from rlhf_guide.dpo import train_dpo
 from rlhf_guide.errors import DataError, ParameterError
-from rlhf_guide.generation import generate
+from rlhf_guide.generation import answer_config, generate
 from rlhf_guide.models import choose_device
 from rlhf_guide.online_report import annotation_metrics, response_summary, validation_metrics
 from rlhf_guide.policies import POLICY, iteration_policy, model_folder, policy_stage, sft_policy
+from rlhf_guide.preference_model import PreferenceScorer
 from rlhf_guide.profiles import Profile, section_dict
 from rlhf_guide.reward_model import RewardScorer
-from rlhf_guide.selection import build_pairs
+from rlhf_guide.selection import build_judged_pairs, build_pairs
 from rlhf_guide.settings import Online
 from rlhf_guide.tracking import write_history
 from rlhf_guide.training import is_main_process
 from rlhf_guide.workspace import Stage, Workspace, read_jsonl, write_json, write_jsonl
 
 Scorer = Callable[[], RewardScorer]
+ANSWERS = "generations.jsonl"  # the file of every stage that samples
 
 
 def sample_answers(ws: Workspace, t: int, profile: Profile) -> Stage:
     """Draw n answers a prompt from π_{t−1}, n/2 at each temperature (Algorithm 2, line 4)."""
-    online = profile.online
+    return _sampled(ws, t, "generation", t - 1, mixed_temperatures(profile.online), profile)
+
+
+def sample_reference(ws: Workspace, t: int, profile: Profile) -> Stage:
+    """Draw one answer a prompt from the reference, for the optimistic term of `dpo_losses`.
+
+    At temperature 1, since the term is an expectation over what the reference itself writes. The
+    seed is that of `sample_answers`: in iteration 1 the reference is also the policy that answers,
+    and this is its first answer once more, if ``temperature_high`` is 1.
+    """
+    source = t - 1 if profile.online.reference == "previous" else 0
+    return _sampled(ws, t, "reference", source, [1.0], profile)
+
+
+def _sampled(
+    ws: Workspace, t: int, part: str, source: int, temperatures: list[float], profile: Profile
+) -> Stage:
+    """The stage in which π_source answers the prompts of iteration t."""
+    count = profile.online.prompts_per_iteration
     config = {
-        **section_dict(profile.generation),
-        "prompts": online.prompts_per_iteration,
-        "temperatures": mixed_temperatures(online),
+        **answer_config(profile.generation),
+        "prompts": count,
+        "temperatures": temperatures,
         "seed": profile.seed + t,  # the same seed in every iteration would repeat the noise
     }
-    stage = ws.stage(stage_name(t, "generation"), config, ["data", policy_stage(t - 1)])
+    stage = ws.stage(stage_name(t, part), config, ["data", policy_stage(source)])
     if not stage.done:
-        prompts = sample_rows(load_slice(ws, t), online.prompts_per_iteration, profile.seed)
-        model, adapter = iteration_policy(ws, t - 1)
+        model, adapter = iteration_policy(ws, source)
         rows = generate(
             model,
-            prompts,
+            sample_rows(load_slice(ws, t), count, profile.seed),
             profile.generation,
-            config["temperatures"],
+            temperatures,
             config["seed"],
-            stage.dir / "generations.jsonl",
+            stage.dir / ANSWERS,
             _dtype(profile),
             adapter=adapter,
         )
@@ -65,32 +86,54 @@ def sample_answers(ws: Workspace, t: int, profile: Profile) -> Stage:
 
 
 def score_answers(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> Stage:
-    """Score every answer with the reward model (line 5, first half)."""
+    """Score every answer with the reward model (line 5, first half).
+
+    ``fewer_answers`` of the metrics counts prompts with fewer answers than were asked for.
+    """
     inputs = [stage_name(t, "generation"), "reward_model"]
     config = {"max_length": profile.reward_model.max_length}
     stage = ws.stage(stage_name(t, "annotation"), config, inputs)
     if not stage.done:
-        generations = read_jsonl(ws.load(inputs[0]).dir / "generations.jsonl")
+        generations = read_jsonl(ws.load(inputs[0]).dir / ANSWERS)
         rows = annotate(generations, scorer(), stage.dir / "annotated.jsonl")
-        stage.finish(annotation_metrics(rows))
+        wanted = profile.online.samples_per_prompt
+        fewer = sum(len(row["responses"]) < wanted for row in rows)
+        stage.finish({**annotation_metrics(rows), "fewer_answers": fewer})
     return stage
 
 
 def select_pairs(ws: Workspace, t: int, profile: Profile) -> Stage:
-    """Keep one pair a prompt, best against worst by default (line 5, second half)."""
+    """Keep one pair a prompt, best against worst by default (line 5, second half).
+
+    ``online.rank_by`` says whether rewards or the pair model's comparisons rank the answers.
+    """
+    online = profile.online
+    judged = online.rank_by == "preference_model"
     config = {
-        "strategy": profile.online.pair_strategy,
-        "length_penalty": profile.online.length_penalty,
+        "rank_by": online.rank_by,
+        "strategy": online.pair_strategy,
+        "length_penalty": online.length_penalty,
         "seed": profile.seed,
         "iteration": t,
     }
-    stage = ws.stage(stage_name(t, "pairs"), config, [stage_name(t, "annotation")])
+    inputs = [stage_name(t, "annotation"), *["preference_model"] * judged]
+    stage = ws.stage(stage_name(t, "pairs"), config, inputs)
     if not stage.done:
-        rows = read_jsonl(ws.load(stage_name(t, "annotation")).dir / "annotated.jsonl")
-        pairs, counts = build_pairs(rows, **config)
+        rows = read_jsonl(ws.load(inputs[0]).dir / "annotated.jsonl")
+        if judged:
+            pairs, counts = build_judged_pairs(rows, _pair_judge(ws, profile), t)
+        else:
+            pairs, counts = build_pairs(
+                rows, online.pair_strategy, online.length_penalty, profile.seed, t
+            )
         write_jsonl(stage.dir / "pairs.jsonl", pairs)
         stage.finish(counts)
     return stage
+
+
+def _pair_judge(ws: Workspace, profile: Profile) -> Judge:
+    folder = model_folder(ws.load("preference_model"))
+    return PreferenceScorer(folder, _dtype(profile)).probability
 
 
 def open_policy(ws: Workspace, t: int, profile: Profile) -> Stage:
@@ -102,8 +145,9 @@ def open_policy(ws: Workspace, t: int, profile: Profile) -> Stage:
         "warm_start": online.warm_start,
         "seed": profile.seed + t,
     }
-    pairs = [stage_name(i, "pairs") for i in _replayed(t, online)]
-    inputs = ["sft", *pairs, policy_stage(t - 1)]
+    parts = ("pairs", "reference") if profile.dpo.optimism_weight else ("pairs",)
+    drawn = [stage_name(i, part) for i in _replayed(t, online) for part in parts]
+    inputs = ["sft", *drawn, policy_stage(t - 1)]
     return ws.stage(stage_name(t, "dpo"), config, list(dict.fromkeys(inputs)))
 
 
@@ -123,7 +167,8 @@ def train_policy(ws: Workspace, t: int, profile: Profile, previous_adapter: Path
     moving = online.reference == "previous"
     stage = open_policy(ws, t, profile)
     if not stage.done:
-        pairs = [row for i in _replayed(t, online) for row in load_pairs(ws, i)]
+        load = load_pairs_with_reference if profile.dpo.optimism_weight else load_pairs
+        pairs = [row for i in _replayed(t, online) for row in load(ws, i)]
         reference = previous_adapter if moving and t > 1 else sft_policy(ws)[0]
         result = train_dpo(
             reference,
@@ -152,9 +197,9 @@ def validate(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> Stage:
     """
     settings = profile.evaluation
     config = {
-        **section_dict(profile.generation),
+        **answer_config(profile.generation),
         "prompts": settings.validation_prompts,
-        "temperatures": [settings.temperature] * settings.samples_per_prompt,
+        "temperatures": [settings.temperature] * settings.validation_samples,
         "seed": profile.seed,
         "bootstrap_samples": settings.bootstrap_samples,
     }
@@ -168,7 +213,7 @@ def validate(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> Stage:
             profile.generation,
             config["temperatures"],
             config["seed"],
-            stage.dir / "generations.jsonl",
+            stage.dir / ANSWERS,
             _dtype(profile),
             adapter=adapter,
         )
@@ -203,6 +248,24 @@ def load_slice(ws: Workspace, t: int) -> list[dict]:
 def load_pairs(ws: Workspace, t: int) -> list[dict]:
     """Return the preference pairs that iteration t has built."""
     return read_jsonl(ws.load(stage_name(t, "pairs")).dir / "pairs.jsonl")
+
+
+def load_pairs_with_reference(ws: Workspace, t: int) -> list[dict]:
+    """Return the pairs of iteration t with the reference's answer to each pair's prompt.
+
+    ``reference`` is a conversation like ``chosen``, ``reference_finished`` whether the answer ended
+    by itself.
+    """
+    drawn = read_jsonl(ws.load(stage_name(t, "reference")).dir / ANSWERS)
+    answers = {row["prompt_id"]: row["responses"][0] for row in drawn}
+    pairs = []
+    for pair in load_pairs(ws, t):
+        answer = answers[pair["prompt_id"]]
+        turn = {"role": "assistant", "content": answer["text"]}
+        finished = answer["finish_reason"] != "length"
+        conversation = [*pair["chosen"][:-1], turn]
+        pairs.append({**pair, "reference": conversation, "reference_finished": finished})
+    return pairs
 
 
 def mixed_temperatures(online: Online) -> list[float]:

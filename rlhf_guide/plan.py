@@ -59,10 +59,26 @@ class Architecture:
         """Parameters that every token is multiplied with: all but the input embedding's look-up."""
         return self.layers * self.layer_parameters + self.embedding_parameters
 
-    def adapter_parameters(self, rank: int) -> int:
-        """Parameters of adapters of this rank on all seven projections of every layer."""
+    def adapter_parameters(self, rank: int, layers: int = 0) -> int:
+        """Parameters of adapters on all seven projections of the last `layers` (0: all) layers."""
         attention = 2 * (2 * self.hidden) + 2 * (self.hidden + self.kv_width)
-        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+        per_layer = rank * (attention + 3 * (self.hidden + self.intermediate))
+        return self.adapted(layers) * per_layer
+
+    def adapted(self, layers: int) -> int:
+        """How many layers `lora_layers` means: 0 stands for all."""
+        return min(layers or self.layers, self.layers)
+
+    def training_flops(self, lora_rank: int = 0, lora_layers: int = 0) -> float:
+        """Operations of one training step for each token.
+
+        Forward 2 for each weight. Backward 2 for the gradient of the input, which ends at the first
+        trained layer, and 2 more for that of the weight where the weight itself is trained.
+        """
+        if not lora_rank:
+            return 6 * self.multiplied
+        above = self.adapted(lora_layers) * self.layer_parameters + self.embedding_parameters
+        return 2 * self.multiplied + 2 * above
 
     @classmethod
     def of(cls, config: Any) -> "Architecture":
@@ -236,6 +252,7 @@ def training_memory(
     tokens: int,
     *,
     lora_rank: int = 0,
+    lora_layers: int = 0,
     devices: int = 1,
     strategy: str = "ddp",
     mixed: bool = True,
@@ -248,15 +265,17 @@ def training_memory(
     Full fine-tuning holds weights, gradients and both moments in float32 (16 bytes a parameter);
     `mixed` adds bfloat16 copies for autocast. With adapters the frozen weights have 2 bytes, or 4
     unless `mixed`. `strategy` divides: ddp nothing, zero2 gradients and optimizer, zero3 and fsdp2
-    weights too, of which two gathered layers are whole at a time. `head`: the output has a score
-    for every word of the vocabulary, at `output_tokens` places (all by default).
+    weights too, of which two gathered layers are whole at a time. With adapters in the last
+    `lora_layers` only (0: all), the layers below keep no activations. `head`: the output has a
+    score for every word of the vocabulary, at `output_tokens` places (all by default).
     """
     if strategy not in STRATEGIES:
         raise ParameterError(
             f"strategy is {strategy!r}; choose one of {', '.join(STRATEGIES)}."
             + nearest(strategy, STRATEGIES)
         )
-    trained = model.adapter_parameters(lora_rank) if lora_rank else model.parameters
+    trained = model.adapter_parameters(lora_rank, lora_layers) if lora_rank else model.parameters
+    kept = model.adapted(lora_layers) if lora_rank else model.layers
     frozen = model.parameters if lora_rank else 0
     low = 2 if mixed else 4
     parts = devices if strategy in ("zero3", "fsdp2") else 1
@@ -272,7 +291,7 @@ def training_memory(
         "weight copies": copies,
         "gradients": 4 * trained / small,
         "optimizer": 8 * trained / small,
-        "activations": activation_bytes(model, tokens, low, checkpointing, bool(lora_rank)),
+        "activations": activation_bytes(model, tokens, low, checkpointing, bool(lora_rank), kept),
         "logits": LOGIT_COPIES * 4 * outputs * model.vocabulary if head else 0,
     }
 
@@ -282,9 +301,14 @@ LOGIT_COPIES = 3
 
 
 def activation_bytes(
-    model: Architecture, tokens: int, width: int, checkpointing: bool, adapters: bool = False
+    model: Architecture,
+    tokens: int,
+    width: int,
+    checkpointing: bool,
+    adapters: bool,
+    layers: int,
 ) -> float:
-    """Bytes kept between forward and backward pass, `width` bytes a number.
+    """Bytes that `layers` layers keep between forward and backward pass, `width` bytes a number.
 
     A layer keeps for each token: around both norms input, normalised input and output (6 hidden);
     queries, keys and values (repeated to the queries' width) and attention's output; and four
@@ -295,8 +319,8 @@ def activation_bytes(
     inside = (2 * norm + 4) * model.hidden + 4 * model.intermediate
     final = norm * model.hidden
     if checkpointing:
-        return width * tokens * (model.layers * model.hidden + inside + final)
-    return width * tokens * (model.layers * inside + final)
+        return width * tokens * (layers * model.hidden + inside + final)
+    return width * tokens * (layers * inside + final)
 
 
 def generation_memory(model: Architecture, gpu: GPU, tokens: int) -> dict[str, float]:
@@ -413,11 +437,15 @@ def _training(
     accumulation_steps(section.batch_size, section.per_device_batch_size, gpus)  # or refuse
     units = rows if rows is not None else tokens / section.max_length
     preference = hasattr(section, "beta")
-    flops = (6 + 2 * preference) * model.multiplied * tokens * section.epochs  # + the reference
+    layers = getattr(section, "lora_layers", 0)
+    each = model.training_flops(section.lora_rank, layers)
+    each += 2 * model.multiplied * preference  # the reference reads the pairs as well
+    flops = each * tokens * section.epochs
     memory = training_memory(
         model,
         section.per_device_batch_size * section.max_length * (2 if pairs else 1),
         lora_rank=section.lora_rank,
+        lora_layers=layers,
         devices=gpus,
         strategy=strategy or ("ddp" if section.lora_rank or gpus == 1 else "fsdp2"),
         head=preference or not pairs,

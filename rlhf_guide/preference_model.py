@@ -24,6 +24,7 @@ import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     set_seed,
@@ -35,6 +36,7 @@ from rlhf_guide.chat import encode_completion, encode_prompt
 from rlhf_guide.comparisons import (
     Comparison,
     format_comparison,
+    has_marker,
     knockout,
     labelled_comparisons,
     position_bias,
@@ -43,6 +45,7 @@ from rlhf_guide.errors import DataError, TemplateError
 from rlhf_guide.models import (
     LOADING,
     choose_device,
+    last_layers,
     load_policy,
     load_tokenizer,
     lora_config,
@@ -89,23 +92,30 @@ def encode_comparisons(
     pairs: Sequence[dict[str, Any]],
     max_length: int,
     seed: int,
+    both_orders: bool = False,
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Training rows `{"input_ids", "labels"}` and counts of what happened.
 
-    `labels` is −100 everywhere but on the last token, the label. A comparison longer than
-    `max_length` tokens is left out and counted: cutting it would remove the question or one of the
-    answers. Counts: `pairs`, `too_long`, `label_a`. Raises DataError if nothing is left.
+    `labels` is −100 everywhere but on the last token, the label. A pair whose comparison is longer
+    than `max_length` tokens is left out and counted: cutting it would remove the question or one of
+    the answers. With `both_orders` every pair gives two rows, one after the other. Counts: `pairs`,
+    `with_marker` (their texts contain a marker of the layout, defused), `too_long`, and `label_a`,
+    the rows whose label is A. Raises DataError if nothing is left.
     """
     rows, counts = [], {"pairs": len(pairs), "too_long": 0, "label_a": 0}
+    counts["with_marker"] = sum(map(has_marker, pairs))
     a_or_b = dict(zip(LABELS, label_token_ids(tokenizer), strict=True))
-    for text, label in labelled_comparisons(pairs, seed):
-        prompt_ids = encode_prompt(tokenizer, [{"role": "user", "content": text}])
-        if len(prompt_ids) >= max_length:
+    comparisons, turns = list(labelled_comparisons(pairs, seed, both_orders)), 1 + both_orders
+    for start in range(0, len(comparisons), turns):
+        texts, labels = zip(*comparisons[start : start + turns], strict=True)
+        prompts = [encode_prompt(tokenizer, [{"role": "user", "content": t}]) for t in texts]
+        if max(map(len, prompts)) >= max_length:
             counts["too_long"] += 1
             continue
-        counts["label_a"] += label == "A"
-        labels = [IGNORED] * len(prompt_ids) + [a_or_b[label]]
-        rows.append({"input_ids": [*prompt_ids, a_or_b[label]], "labels": labels})
+        counts["label_a"] += labels.count("A")
+        for ids, label in zip(prompts, labels, strict=True):
+            target = [IGNORED] * len(ids) + [a_or_b[label]]
+            rows.append({"input_ids": [*ids, a_or_b[label]], "labels": target})
     if not rows:
         raise DataError(
             f"none of {len(pairs)} comparisons fits into {max_length} tokens: raise "
@@ -162,7 +172,9 @@ def train_preference_model(
     """
     tokenizer = load_tokenizer(base)
     asked = sample_rows(pairs, settings.max_samples, seed)
-    rows, counts = encode_comparisons(tokenizer, asked, settings.max_length, seed)
+    rows, counts = encode_comparisons(
+        tokenizer, asked, settings.max_length, seed, settings.both_orders
+    )
     trainer = _build_trainer(base, tokenizer, rows, settings, output_dir, seed, dtype, track)
     trainer.remove_callback(PrinterCallback)  # it prints every logged step
     trained = fit(trainer, output_dir)
@@ -186,8 +198,10 @@ def _build_trainer(
     dtype: torch.dtype,
     track: str = "none",
 ) -> LabelTrainer:
-    lengths = [len(row["input_ids"]) for row in rows]
-    order = bucketed_order(lengths, settings.per_device_batch_size, seed)
+    together = 1 + settings.both_orders  # a pair's two orders go into one batch
+    lengths = [len(row["input_ids"]) for row in rows[::together]]
+    pairs = bucketed_order(lengths, max(1, settings.per_device_batch_size // together), seed)
+    order = [together * pair + turn for pair in pairs for turn in range(together)]
     arguments = SFTConfig(
         **common_arguments(settings, output_dir, seed, dtype, track),
         max_length=settings.max_length,
@@ -206,8 +220,15 @@ def _build_trainer(
         args=arguments,
         train_dataset=Dataset.from_list([rows[index] for index in order]),
         processing_class=tokenizer,
-        peft_config=lora_config(settings.lora_rank) if settings.lora_rank else None,
+        peft_config=_adapter(settings, model),
     )
+
+
+def _adapter(settings: PreferenceModel, model: PreTrainedModel) -> Any:
+    if not settings.lora_rank:
+        return None
+    layers = last_layers(model, settings.lora_layers)
+    return lora_config(settings.lora_rank, layers_to_transform=layers)
 
 
 def open_stage(ws: Workspace) -> Stage:

@@ -15,6 +15,7 @@ pad = eos it would be read at the end of the question, and the loss would stay a
 starts at zero, so that the first loss is exactly ln 2 and anything else is a bug.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,17 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
+from rlhf_guide.batching import (
+    bucketed_order,
+    last_hidden_states,
+    last_hidden_states_by_prompt,
+    sample_rows,
+)
 from rlhf_guide.chat import encode_conversation, truncate_left
 from rlhf_guide.errors import DataError, WeightsError
 from rlhf_guide.models import (
     choose_device,
+    last_layers,
     load_reward_model,
     load_tokenizer,
     lora_config,
@@ -163,7 +170,7 @@ def train_reward_model(
         ),
         train_dataset=Dataset.from_list([rows[index] for index in order]),
         processing_class=tokenizer,
-        peft_config=_adapter(settings, model.config.get_text_config().num_hidden_layers),
+        peft_config=_adapter(settings, model),
     )
     trainer.remove_callback(PrinterCallback)  # it prints every logged step
     trained = fit(trainer, output_dir)
@@ -195,13 +202,13 @@ def _to_float32(_module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[
     return (inputs[0].float(),)
 
 
-def _adapter(settings: RewardModel, layers: int) -> Any:
+def _adapter(settings: RewardModel, model: PreTrainedModel) -> Any:
     """Adapters on the last `lora_layers` of the model's layers, or none for full fine-tuning."""
     if not settings.lora_rank:
         return None
-    last = list(range(layers))[-settings.lora_layers :]  # [-0:] is all of them
+    layers = last_layers(model, settings.lora_layers)
     return lora_config(
-        settings.lora_rank, "SEQ_CLS", modules_to_save=["score"], layers_to_transform=last
+        settings.lora_rank, "SEQ_CLS", modules_to_save=["score"], layers_to_transform=layers
     )
 
 
@@ -278,7 +285,12 @@ class RewardScorer:
             truncate_left(encode_conversation(self.tokenizer, messages), self.max_length)
             for messages in conversations
         ]
-        hidden = last_hidden_states(self.model, sequences, self.tokenizer.pad_token_id, batch_size)
+        pad = self.tokenizer.pad_token_id
+        if self.model.device.type == "cpu":  # a GPU has no memory to spare for prompts kept
+            prompts = [json.dumps(messages[:-1]) for messages in conversations]
+            hidden = last_hidden_states_by_prompt(self.model, sequences, prompts, pad, batch_size)
+        else:
+            hidden = last_hidden_states(self.model, sequences, pad, batch_size)
         return (hidden @ self.head.T)[:, 0].numpy()
 
 

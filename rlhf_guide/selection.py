@@ -1,8 +1,10 @@
-"""From n rewarded answers a prompt to one preference pair (Algorithm 2, line 5, and Eq. 9).
+"""From n answers a prompt to one preference pair (Algorithm 2, line 5, and Eq. 9).
 
-Four strategies; the paper uses ``best_worst``. A length penalty is part of the reward that ranks
-*and* orients the pair. (The released script chose with the penalised reward and then put the two
-answers in the order of the raw one, so a penalised winner could end up as the rejected answer.)
+By rewards (`build_pairs`), four strategies; the paper uses ``best_worst``. A length penalty is part
+of the reward that ranks *and* orients the pair. (The released script chose with the penalised
+reward and then put the two answers in the order of the raw one, so a penalised winner could end up
+as the rejected answer.) By a pairwise judge (`build_judged_pairs`): the paper leaves that to future
+work and ranks by rewards, which cost one pass an answer and take the penalty.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from rlhf_guide.comparisons import Judge, knockout
 from rlhf_guide.errors import DataError, ParameterError
 
 DROP_REASONS = ("too_few", "identical", "tie", "empty")
@@ -44,6 +47,27 @@ def build_pairs(
     pairs, dropped = [], dict.fromkeys(DROP_REASONS, 0)
     for record in annotated:
         found = _pair_of(record, strategy, length_penalty, seed, iteration)
+        if isinstance(found, str):
+            dropped[found] += 1
+        else:
+            pairs.append(found)
+    return pairs, _counts(len(annotated), pairs, dropped)
+
+
+def build_judged_pairs(
+    annotated: Sequence[Mapping], judge: Judge, iteration: int = 1
+) -> tuple[list[dict], dict[str, float]]:
+    """Return what `build_pairs` returns, ranked by P(a ≻ b | x) instead of rewards.
+
+    Of m distinct answers the best wins a knock-out (m − 1 comparisons). The worst wins one among
+    the others in which every verdict is reversed (m − 2). The two then meet, and their scores are
+    P(best ≻ worst) and its complement; so ``margin`` is 2P − 1. ``tie`` counts the prompts where
+    P ≤ ½ there: a judge whose verdicts run in a circle has no order to learn from. The rewards are
+    carried along but choose nothing.
+    """
+    pairs, dropped = [], dict.fromkeys(DROP_REASONS, 0)
+    for record in annotated:
+        found = _judged_pair_of(record, judge, iteration)
         if isinstance(found, str):
             dropped[found] += 1
         else:
@@ -96,12 +120,9 @@ def _pair_of(
 ) -> dict | str:
     """Return the pair of one prompt, or the reason why there is none."""
     texts, rewards = _checked(record)
-    if len(texts) < 2:
-        return "too_few"
-    distinct = list({text.strip(): i for i, text in reversed(list(enumerate(texts)))}.values())
-    distinct.sort()
+    distinct = _distinct(texts)
     if len(distinct) < 2:
-        return "identical"
+        return "identical" if len(texts) > 1 else "too_few"
     scores = penalised_rewards(
         [rewards[i] for i in distinct], [texts[i] for i in distinct], length_penalty
     )
@@ -113,6 +134,36 @@ def _pair_of(
         return "empty"
     chosen, rejected = distinct[better], distinct[worse]
     return _as_pair(record, chosen, rejected, scores[better], scores[worse], iteration)
+
+
+def _judged_pair_of(record: Mapping, judge: Judge, iteration: int) -> dict | str:
+    """Return the pair that the judge picks for one prompt, or the reason why there is none."""
+    texts, _ = _checked(record)
+    distinct = _distinct(texts)
+    if len(distinct) < 2:
+        return "identical" if len(texts) > 1 else "too_few"
+    context = list(record["messages"])
+    best = distinct[knockout(judge, context, [texts[i] for i in distinct])["winner"]]
+    others = [i for i in distinct if i != best]
+    worst = others[knockout(_reversed(judge), context, [texts[i] for i in others])["winner"]]
+    chance = float(judge([(context, texts[best], texts[worst])])[0])
+    if chance <= 0.5:
+        return "tie"
+    if not texts[best].strip():
+        return "empty"
+    return _as_pair(record, best, worst, chance, 1 - chance, iteration)
+
+
+def _reversed(judge: Judge) -> Judge:
+    return lambda comparisons: 1 - np.asarray(judge(comparisons))
+
+
+def _distinct(texts: Sequence[str]) -> list[int]:
+    """The index of the first answer with each text."""
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text.strip(), index)
+    return list(first.values())
 
 
 def _as_pair(

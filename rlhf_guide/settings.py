@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .errors import ParameterError
+
 
 def _between(low: float, high: float = math.inf) -> Any:
     """A number of the closed range [low, high]."""
@@ -24,6 +26,7 @@ def _one_of(*choices: str) -> Any:
 
 
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+LOSSES = ("sigmoid", "sigmoid_norm", "ipo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,8 @@ class PreferenceModel:
     """Generative pairwise preference model (paper §2.1).
 
     `batch_size` counts packed blocks of `max_length` tokens when `packing`, comparisons otherwise.
+    With `both_orders` every pair is read twice, with its answers exchanged; the paper draws one
+    order a pair. `lora_layers` is as in `RewardModel`.
     """
 
     learning_rate: float = _above(0, 1)
@@ -86,7 +91,9 @@ class PreferenceModel:
     epochs: int = _between(1, 100)
     max_length: int = _between(16, 1_000_000)
     packing: bool
+    both_orders: bool
     lora_rank: int = _between(0, 1024)
+    lora_layers: int = _between(0, 1000)
     warmup_ratio: float = _between(0, 0.5)
     scheduler: str = _one_of(*SCHEDULERS)
     weight_decay: float = _between(0, 1)
@@ -109,7 +116,11 @@ class DPO:
 
     `beta` is the paper's eta. `offline_epochs` is the number of passes of the offline baseline
     (appendix B.3), `epochs` that of an online iteration; `max_samples` bounds the offline pairs
-    (0 = all). `nll_weight` adds the chosen answer's mean negative log-likelihood (§3.3).
+    (0 = all). `loss` and `label_smoothing` (the chance that a label is wrong; the authors' later
+    script has 0.1) are explained in `dpo_losses`. Two terms that may join the loss (§3.3), both
+    off: `nll_weight` times the chosen answer's mean negative log-likelihood, and
+    `optimism_weight` times the log-probability of an answer of the reference, online only.
+    Raises ParameterError for label smoothing with another loss than `sigmoid`.
     """
 
     beta: float = _above(0, 100)
@@ -124,6 +135,16 @@ class DPO:
     scheduler: str = _one_of(*SCHEDULERS)
     max_samples: int = _between(0)
     nll_weight: float = _between(0, 100)
+    loss: str = field(default="sigmoid", metadata={"choices": LOSSES})
+    label_smoothing: float = field(default=0.0, metadata={"low": 0, "high": 0.49})
+    optimism_weight: float = field(default=0.0, metadata={"low": 0, "high": 1})
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ParameterError(
+                f"dpo_label_smoothing is {self.label_smoothing} with dpo_loss={self.loss!r}; it is "
+                "defined for 'sigmoid' only: set one of the two back."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +152,9 @@ class Online:
     """Algorithm 2 (paper §3.3): iterations, prompts, samples, temperatures, pairs, reference.
 
     Half of `samples_per_prompt` are drawn at `temperature_high`, half at `temperature_low`, so
-    the number is even. `length_penalty` is lambda of Eq. 9, in reward per character.
+    the number is even. `length_penalty` is lambda of Eq. 9, in reward per character. `rank_by`
+    names the model that chooses a prompt's best and worst answer; raises ParameterError where the
+    preference model is asked for what needs rewards: a length penalty, another pair strategy.
     """
 
     iterations: int = _between(1, 100)
@@ -143,6 +166,19 @@ class Online:
     length_penalty: float = _between(0, 100)
     reference: str = _one_of("sft", "previous")
     warm_start: bool
+    rank_by: str = field(
+        default="reward_model", metadata={"choices": ("reward_model", "preference_model")}
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank_by == "reward_model":
+            return
+        if self.length_penalty or self.pair_strategy != "best_worst":
+            raise ParameterError(
+                "online_rank_by='preference_model' compares answers and gives no rewards: it needs "
+                f"online_length_penalty=0.0 (now {self.length_penalty}) and "
+                f"online_pair_strategy='best_worst' (now {self.pair_strategy!r})."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +196,7 @@ class Evaluation:
     samples_per_prompt: int = _between(1, 1024)
     temperature: float = _above(0, 10)
     validation_prompts: int = _between(1)
+    validation_samples: int = _between(1, 1024)
     bootstrap_samples: int = _between(10, 1_000_000)
     length_study_prompts: int = _between(1)
     length_study_samples: int = _between(2, 1024)

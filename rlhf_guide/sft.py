@@ -226,7 +226,7 @@ def open_stage(ws: Workspace) -> Stage:
         "sft": section_dict(profile.sft),
         "generation": section_dict(profile.generation),
         "prompts": profile.evaluation.validation_prompts,
-        "samples": profile.evaluation.samples_per_prompt,
+        "samples": profile.evaluation.validation_samples,
         "temperature": profile.evaluation.temperature,
     }
     return ws.stage("sft", config, ["data"])

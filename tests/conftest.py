@@ -30,6 +30,7 @@ TRAINS = {
     "test_benchmarks",
     "test_distributed",
     "test_dpo",
+    "test_dpo_losses",
     "test_generation",
     "test_launch",
     "test_online",

@@ -75,6 +75,31 @@ def test_code_that_the_paper_map_names_exists():
         assert defined(name if name.startswith("data_prep.") else f"rlhf_guide.{name}"), name
 
 
+# What version 3 of the paper has, by the label under which the map lists it.
+SECTIONS = "1 1.1 1.2 1.3 1.4 2 2.1 2.2 3.1 3.2 3.3 4.1 4.2 5"
+PAPER = {
+    "§": SECTIONS.split(),
+    "App.": ["A", "B.1", "B.2", "B.3", "C"],
+    "Def.": ["1", "2"],
+    "Theorem": ["1"],
+    "Remark": ["1"],
+    "Algorithm": ["1", "2"],
+    "Eq.": [str(number) for number in range(1, 10)],
+    "Table": [str(number) for number in range(1, 8)],
+    "Figure": [str(number) for number in range(1, 13)],
+}
+
+
+@pytest.mark.parametrize("kind", PAPER)
+def test_the_paper_map_leaves_nothing_out(kind):
+    labels = re.findall(r"^\| ([^|]+) \|", text("book/paper_map.md"), re.MULTILINE)
+    numbers = rf"{re.escape(kind)}s? ?([A-C\d.]+(?:, [\d.]+)*)"
+    found = {
+        n for label in labels for listed in re.findall(numbers, label) for n in listed.split(", ")
+    }
+    assert set(PAPER[kind]) <= found
+
+
 def defined(name):
     """Whether a dotted name is a module here, or defined in one. Reads sources, imports nothing."""
     module, _, attribute = name.rpartition(".")

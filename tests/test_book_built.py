@@ -127,6 +127,13 @@ def test_links_and_anchors_resolve(soups):
                 assert unquote(target.fragment) in ids[found], f"{name}: {link['href']}"
 
 
+def test_every_chapter_offers_its_notebook_for_download(soups):
+    for name in notebooks():
+        button = soups[name].select_one("a.btn-download-source-button")
+        offered = (HTML / f"{name}.html").parent / button["href"]
+        assert json.loads(offered.read_text(encoding="utf-8"))["cells"], name
+
+
 def test_the_search_index_knows_every_chapter():
     index = (HTML / "searchindex.js").read_text(encoding="utf-8")
     assert all(f'"{name}"' in index for name in chapters())

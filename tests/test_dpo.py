@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dpo_world import NEW_PAIRS, PAIRS, SEED, four_vectors, log_probs, pair
 from peft import PeftModel, load_peft_weights
 from trl import DPOTrainer
 
 from rlhf_guide import dpo
 from rlhf_guide.dpo import dpo_loss, encode_pairs, make_trainer, summarise, train_dpo
+from rlhf_guide.dpo_trainer import PairTrainer
 from rlhf_guide.errors import DataError
 from rlhf_guide.models import load_policy, load_tokenizer, resolve_model, weights_hash
 from rlhf_guide.policies import policy_location
 from rlhf_guide.profiles import load_profile
-
-SEED = 7
-WORDS = ["red", "blue", "green", "a long list of many words", "yes", "no", "seven", "eight"]
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +42,6 @@ def settings():
     )
 
 
-def pair(index: int, **extra) -> dict:
-    prompt = [{"role": "user", "content": f"Question {index}?"}]
-    return {
-        "prompt_id": f"p{index}",
-        "chosen": [*prompt, {"role": "assistant", "content": f"{WORDS[index % 8]} is right"}],
-        "rejected": [*prompt, {"role": "assistant", "content": f"{WORDS[(index + 3) % 8]} no"}],
-        **extra,
-    }
-
-
-PAIRS = [pair(i) for i in range(8)]
-NEW_PAIRS = [pair(i) for i in range(8, 16)]
-
-
 def train(base, settings, folder, pairs=PAIRS, **options):
     return train_dpo(base, pairs, settings, folder, SEED, torch.float32, **options)
 
@@ -65,24 +50,6 @@ def train(base, settings, folder, pairs=PAIRS, **options):
 def first(base, settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpo") / "first"
     return folder, train(base, settings, folder)
-
-
-def log_probs(model, rows, side) -> torch.Tensor:
-    """Summed log-probability of each answer, one sequence at a time, straight from the logits."""
-    totals = []
-    for row in rows:
-        ids = torch.tensor([row["prompt_ids"] + row[side]])
-        with torch.no_grad():
-            logs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        answer = range(len(row["prompt_ids"]) - 1, ids.shape[1] - 1)
-        totals.append(sum(logs[i, ids[0, i + 1]] for i in answer))
-    return torch.stack(totals)
-
-
-def four_vectors(policy, reference, rows):
-    return [
-        log_probs(m, rows, f"{s}_ids") for m in (policy, reference) for s in ("chosen", "rejected")
-    ]
 
 
 # --- the loss ---------------------------------------------------------------------------------
@@ -188,7 +155,7 @@ def test_trl_would_move_the_reference_with_a_loaded_adapter(
     folder, result = first
     model = PeftModel.from_pretrained(load_policy(base, torch.float32), folder, is_trainable=True)
     rows, _ = encode_pairs(tokenizer, PAIRS, settings.max_length)
-    trapped = dpo._PretokenisedDPOTrainer(
+    trapped = PairTrainer(
         model=model,
         args=dpo._arguments(settings, tmp_path, SEED, torch.float32),
         train_dataset=dpo.Dataset.from_list(rows),
@@ -257,8 +224,7 @@ def test_merged_policy_is_a_whole_model(base, settings, first, tmp_path):
 def test_nll_weight_adds_the_chosen_answers_nll(base, tokenizer, settings, tmp_path):
     whole = replace(settings, batch_size=8, per_device_batch_size=8, epochs=1, nll_weight=0.5)
     arguments = dpo._arguments(whole, tmp_path, SEED, torch.float32)
-    assert arguments.loss_type == ["sigmoid", "sft"]
-    assert arguments.loss_weights == [1.0, 0.5]
+    assert (arguments.loss_type, arguments.loss_weights) == (["sigmoid", "sft"], [1.0, 0.5])
     rows, _ = encode_pairs(tokenizer, PAIRS, whole.max_length)
     chosen = log_probs(load_policy(base, torch.float32), rows, "chosen_ids")
     nll = -chosen.sum().item() / sum(len(row["chosen_ids"]) for row in rows)
@@ -319,7 +285,8 @@ def test_long_prompts_lose_their_beginning(tokenizer):
     long = pair(0)
     question = [{"role": "user", "content": "word " * 80 + "last?"}]
     long = {**long, **{s: [*question, long[s][-1]] for s in ("chosen", "rejected")}}
-    rows, _ = encode_pairs(tokenizer, [long], 40)
+    rows, counts = encode_pairs(tokenizer, [long, pair(1)], 40)
+    assert (counts["prompts_cut"], counts["cut_to_max_length"]) == (1, 0)
     assert len(rows[0]["prompt_ids"]) + len(rows[0]["chosen_ids"]) <= 40
     assert "last?" in tokenizer.decode(rows[0]["prompt_ids"])
     assert rows[0]["chosen_ids"][-1] == tokenizer.eos_token_id

@@ -200,6 +200,41 @@ def test_bad_requests_are_refused(tiny, tmp_path):
     assert _generate(tiny, tmp_path / "b.jsonl", prompts=[]) == []
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_out_of_memory_keeps_what_is_finished_and_names_the_number(
+    tiny, tmp_path, monkeypatch, error
+):
+    path, sample_batch = tmp_path / "a.jsonl", generation.sample_batch
+    calls = []
+
+    def second_fails(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise error
+        return sample_batch(*given)
+
+    monkeypatch.setattr(generation, "sample_batch", second_fails)
+    with pytest.raises(GuideError, match="lower generation_batch_size"):
+        _generate(tiny, path)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(kept) == 2
+    monkeypatch.undo()
+    smaller = _generate(tiny, path, settings=replace(SETTINGS, batch_size=3))
+    assert smaller == _generate(tiny, tmp_path / "b.jsonl")
+    assert all(row in smaller for row in kept)
+
+
+def test_other_errors_stay_what_they_are(tiny, tmp_path, monkeypatch):
+    def broken(*given):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(generation, "sample_batch", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        _generate(tiny, tmp_path / "a.jsonl")
+
+
 def test_vllm_missing_names_the_extras(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(GuideError, match=r"rlhf-guide\[vllm\].*make vllm"):

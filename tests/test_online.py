@@ -12,15 +12,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from online_world import make_run, tiny_profile
 
+from rlhf_guide.chat import CHATML, encode_conversation
 from rlhf_guide.errors import DataError, MissingStage, ParameterError
-from rlhf_guide.models import weights_hash
+from rlhf_guide.models import load_tokenizer, weights_hash
 from rlhf_guide.online import check_slices, choose_checkpoint, run_iteration, run_online
 from rlhf_guide.online_report import describe
-from rlhf_guide.online_stages import load_pairs, load_slice, mixed_temperatures
+from rlhf_guide.online_stages import (
+    lazy_scorer,
+    load_pairs,
+    load_pairs_with_reference,
+    load_slice,
+    mixed_temperatures,
+    sample_reference,
+    score_answers,
+    select_pairs,
+    train_policy,
+)
 from rlhf_guide.policies import chosen_policy, iteration_policy, model_folder, sft_policy
-from rlhf_guide.workspace import open_run, read_jsonl, write_jsonl
+from rlhf_guide.preference_model import PreferenceScorer
+from rlhf_guide.reward_model import RewardScorer
+from rlhf_guide.workspace import open_run, read_json, read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.timeout(600)  # a busy machine is slow to import the libraries
@@ -186,6 +200,93 @@ def test_moving_reference_is_the_previous_policy(fresh):
     assert second["dpo_reference_hash"] != weights_hash(sft_policy(ws)[0])
     assert second["dpo_start_loss"] == pytest.approx(np.log(2), abs=1e-4)
     assert iteration_policy(ws, 2)[1] is None
+
+
+def test_the_preference_model_can_rank_the_answers(finished, tmp_path):
+    shutil.copytree(finished[0].path, tmp_path / "run")
+    profile = tiny_profile(rank_by="preference_model")
+    ws = open_run(profile, tmp_path / "run")
+    with pytest.raises(MissingStage, match="04_preference_model"):
+        run_iteration(ws, 1, profile)
+    judge = ws.stage("preference_model", {}, ["data"])
+    shutil.copytree(sft_policy(ws)[0], judge.dir / "model")
+    judge.finish()
+    stage = select_pairs(ws, 1, profile)
+    assert set(stage.inputs) == {"online/iteration_1/annotation", "preference_model"}
+    pairs = load_pairs(ws, 1)
+    assert stage.metrics["pairs"] == len(pairs) > 0
+    scorer = PreferenceScorer(judge.dir / "model", torch.float32)
+    met = [(p["chosen"][:-1], p["chosen"][-1]["content"], p["rejected"][-1]["content"])
+           for p in pairs]  # fmt: skip
+    chances = scorer.probability(met)
+    assert [pair["chosen_score"] for pair in pairs] == pytest.approx(chances, abs=1e-5)
+    assert min(chances) > 0.5
+
+
+def test_the_optimistic_term_trains_on_answers_of_the_reference(finished, fresh):
+    profile = tiny_profile()
+    profile = replace(profile, dpo=replace(profile.dpo, optimism_weight=1e-3))
+    ws = open_run(profile, fresh)
+    run_iteration(ws, 1, profile)
+    first = rows_of(ws, 1, "generation", "generations.jsonl")
+    drawn = rows_of(ws, 1, "reference", "generations.jsonl")
+    # π0 answers in iteration 1: its answer is the first of those already drawn.
+    assert [row["responses"] for row in drawn] == [row["responses"][:1] for row in first]
+    texts = {row["prompt_id"]: row["responses"][0]["text"] for row in drawn}
+    for pair in load_pairs_with_reference(ws, 1):
+        assert pair["reference"][-1]["content"] == texts[pair["prompt_id"]]
+    history = read_json(ws.load("online/iteration_1/dpo").dir / "history.json")
+    assert all(step["logps/reference"] < 0 for step in history if "loss" in step)
+    sample_reference(ws, 2, profile)
+    models = {row["model"] for row in rows_of(ws, 2, "reference", "generations.jsonl")}
+    assert models == {row["model"] for row in first}
+    plain = rows_of(finished[0], 2, "generation", "generations.jsonl")
+    assert models.isdisjoint({row["model"] for row in plain})
+
+
+class Indifferent:
+    """A reward model that likes every answer alike."""
+
+    name = "indifferent"
+
+    def score(self, conversations, batch_size):
+        return np.zeros(len(conversations))
+
+
+def test_few_empty_and_equally_good_answers_are_counted_and_end_in_plain_words(finished, fresh):
+    profile = tiny_profile()
+    ws = open_run(profile, fresh)
+    rows = rows_of(finished[0], 1, "generation", "generations.jsonl")
+    for number, row in enumerate(rows):
+        row["responses"] = row["responses"][: 1 + number]
+        row["responses"][0]["text"] = ""
+    drawn = ws.stage("online/iteration_1/generation", {})
+    write_jsonl(drawn.dir / "generations.jsonl", rows)
+    drawn.finish()
+    scored = score_answers(ws, 1, profile, Indifferent).metrics
+    assert scored["fewer_answers"] == len(rows) == 3
+    assert scored["empty"] == pytest.approx(3 / 6)
+    counts = select_pairs(ws, 1, profile).metrics
+    assert (counts["pairs"], counts["dropped_too_few"], counts["dropped_tie"]) == (0, 1, 2)
+    with pytest.raises(DataError, match=r"None of the 0 .*dropped_tie"):
+        train_policy(ws, 1, profile, None)
+
+
+def test_a_reward_model_reads_messages_in_its_own_template(prepared, tmp_path):
+    """Text templated for the policy would reach a reward model of another family garbled."""
+    ws = open_run(tiny_profile(), prepared)
+    shutil.copytree(model_folder(ws.load("reward_model")), tmp_path / "other")
+    tokenizer = load_tokenizer(tmp_path / "other")
+    tokenizer.chat_template = "<|im_start|>system\nJudge.<|im_end|>\n" + CHATML
+    tokenizer.save_pretrained(tmp_path / "other")
+    talk = [*load_slice(ws, 1)[0]["messages"], {"role": "assistant", "content": "It is blue."}]
+    ids = encode_conversation(tokenizer, talk)
+    assert ids != encode_conversation(load_tokenizer(sft_policy(ws)[0]), talk)
+    theirs = RewardScorer(tmp_path / "other", torch.float32)
+    with torch.no_grad():
+        expected = theirs.model(torch.tensor([ids])).logits.item()
+    assert theirs.score([talk]) == pytest.approx([expected], abs=1e-5)
+    assert theirs.score([talk]) != pytest.approx(lazy_scorer(ws, tiny_profile())().score([talk]))
 
 
 def test_bad_input_is_refused_in_plain_words(fresh):

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from rlhf_guide import plan
 from rlhf_guide.cli import main
 from rlhf_guide.errors import GuideError, ParameterError
-from rlhf_guide.models import lora_config
+from rlhf_guide.models import last_layers, lora_config
 from rlhf_guide.profiles import load_profile
 
 # The published configuration of Meta-Llama-3-8B.
@@ -57,25 +57,32 @@ def test_parameters_are_those_of_the_real_configuration(rank):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "tokens", "rank"), [(SMALL, 512, 0), (WIDE_VOCABULARY, 256, 0), (SMALL, 512, 8)]
+    ("sizes", "tokens", "rank", "layers"),
+    [(SMALL, 512, 0, 0), (WIDE_VOCABULARY, 256, 0, 0), (SMALL, 512, 8, 0), (SMALL, 512, 8, 1)],
 )
-def test_memory_is_within_15_percent_of_the_measured_peak(sizes, tokens, rank):
+def test_memory_is_within_15_percent_of_the_measured_peak(sizes, tokens, rank, layers):
     config = LlamaConfig(**sizes)
     estimate = plan.training_memory(
-        plan.Architecture.of(config), tokens, lora_rank=rank, mixed=False, checkpointing=False
+        plan.Architecture.of(config),
+        tokens,
+        lora_rank=rank,
+        lora_layers=layers,
+        mixed=False,
+        checkpointing=False,
     )
-    measured = _measured_peak(config, tokens, rank)
+    measured = _measured_peak(config, tokens, rank, layers)
     assert sum(estimate.values()) == pytest.approx(measured, rel=0.15)
 
 
-def _measured_peak(config, tokens, rank):
+def _measured_peak(config, tokens, rank, layers):
     """The most bytes of tensors alive in two training steps, from the profiler's memory events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         if rank:
             from peft import get_peft_model
 
-            model = get_peft_model(model, lora_config(rank))
+            adapted = last_layers(model, layers)
+            model = get_peft_model(model, lora_config(rank, layers_to_transform=adapted))
         optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad])
         for _ in range(2):
             ids = torch.randint(0, config.vocab_size, (1, tokens))
@@ -98,6 +105,15 @@ def test_each_strategy_divides_what_its_name_says():
     assert parts("zero2") == [1, 8, 8]
     assert parts("zero3") == parts("fsdp2") == [8, 8, 8]
     assert sum(plan.training_memory(plan.LLAMA3_8B, 0).values()) > 16 * plan.LLAMA3_8B.parameters
+
+
+def test_adapters_cost_what_their_layers_cost():
+    """Full training 2 + 4 for each weight; adapters 2 + 2; on half the layers less backward."""
+    model = plan.LLAMA3_8B
+    whole, adapters, half = (model.training_flops(*given) for given in ((), (16,), (16, 16)))
+    assert adapters == pytest.approx(whole * 4 / 6)
+    assert half == adapters - 2 * 16 * model.layer_parameters
+    assert model.adapter_parameters(16, 8) == model.adapter_parameters(16) / 4
 
 
 def test_steps_are_those_on_record(paper):

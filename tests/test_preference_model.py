@@ -21,6 +21,7 @@ from rlhf_guide.models import load_tokenizer, resolve_model, save_model
 from rlhf_guide.preference_model import (
     IGNORED,
     PreferenceScorer,
+    _build_trainer,
     encode_comparisons,
     label_token_ids,
     train_preference_model,
@@ -28,7 +29,11 @@ from rlhf_guide.preference_model import (
 from rlhf_guide.profiles import load_profile
 
 SETTINGS = replace(
-    load_profile("smoke").preference_model, batch_size=2, per_device_batch_size=2, max_samples=0
+    load_profile("smoke").preference_model,
+    batch_size=2,
+    per_device_batch_size=2,
+    max_samples=0,
+    both_orders=False,
 )
 QUESTION = [{"role": "user", "content": "What is 2 + 2?"}]
 
@@ -130,6 +135,38 @@ def test_order_does_not_depend_on_the_number_of_workers(workers):
     drawn = rows.map(draw, num_proc=workers)["first"]
     assert list(drawn) == [chosen_is_first(f"p{i}", i % 3, seed=9) for i in range(64)]
     assert drawn[:32] != drawn[32:], "the second worker repeats the first one's coins"
+
+
+def test_both_orders_stand_side_by_side_with_opposite_labels(tokenizer):
+    rows, counts = encode_comparisons(
+        tokenizer, [pair(i) for i in range(6)], 512, seed=0, both_orders=True
+    )
+    assert len(rows) == 12
+    assert counts["label_a"] == 6
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        assert sorted(one["input_ids"][:-1]) == sorted(other["input_ids"][:-1])
+        assert {one["labels"][-1], other["labels"][-1]} == set(label_token_ids(tokenizer))
+
+
+def test_both_orders_of_a_pair_are_one_batch(base, tokenizer, tmp_path):
+    settings = replace(SETTINGS, packing=False, both_orders=True)
+    pairs = [pair(i, "word " * (1 + 3 * i)) for i in range(8)]
+    rows, _ = encode_comparisons(tokenizer, pairs, 512, seed=0, both_orders=True)
+    trainer = _build_trainer(base, tokenizer, rows, settings, tmp_path, 0, torch.float32)
+    for batch in trainer.get_train_dataloader():
+        targets = batch["labels"][batch["labels"] != IGNORED].tolist()
+        assert sorted(targets) == sorted(label_token_ids(tokenizer))
+
+
+def test_a_pair_too_long_is_left_out_in_both_orders(tokenizer):
+    pairs = [pair(0), pair(1, "word " * 300)]
+    rows, counts = encode_comparisons(tokenizer, pairs, 128, seed=0, both_orders=True)
+    assert (len(rows), counts["too_long"]) == (2, 1)
+
+
+def test_marked_pairs_are_counted(tokenizer):
+    pairs = [pair(0), pair(1, "see [RESPONSE A]")]
+    assert encode_comparisons(tokenizer, pairs, 512, seed=0)[1]["with_marker"] == 1
 
 
 # --- labels -----------------------------------------------------------------------------------

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from rlhf_guide import reward_model
-from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
+from rlhf_guide.batching import (
+    bucketed_order,
+    last_hidden_states,
+    last_hidden_states_by_prompt,
+    sample_rows,
+)
 from rlhf_guide.chat import encode_conversation, end_of_turn_id
 from rlhf_guide.errors import DataError, WeightsError
 from rlhf_guide.models import load_reward_model, load_tokenizer, resolve_model
@@ -134,6 +139,35 @@ def test_scores_do_not_depend_on_batch_or_order(scorer):
     np.testing.assert_allclose(backwards, together, atol=1e-5)
 
 
+def test_prompts_read_once_change_no_hidden_state(scorer):
+    """Beginnings of several lengths, one sequence alone, one that is another's beginning."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda n: torch.randint(5, 400, (n,), generator=generator).tolist()  # noqa: E731
+    beginnings = {"long": draw(30), "short": draw(3), "none": [], "alone": draw(9)}
+    counts = {"long": 5, "short": 4, "none": 3, "alone": 1}
+    prompts = [name for name, count in counts.items() for _ in range(count)]
+    sequences = [beginnings[name] + draw(1 + 7 * k % 11) for k, name in enumerate(prompts)]
+    sequences[1] = sequences[0][:20]
+    expected = last_hidden_states(scorer.model, sequences, 0, batch_size=4)
+    found = last_hidden_states_by_prompt(scorer.model, sequences, prompts, 0, batch_size=4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_beginning_is_read_once(scorer, monkeypatch):
+    read = []
+    backbone = type(scorer.model.base_model)
+    forward = backbone.forward
+
+    def counting(self, input_ids=None, **kwargs):
+        read.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(backbone, "forward", counting)
+    sequences = [[*range(5, 45), 50 + k] for k in range(8)]
+    last_hidden_states_by_prompt(scorer.model, sequences, ["same"] * 8, 0)
+    assert sum(read) == 40 + 8
+
+
 def test_scores_do_not_depend_on_padding(scorer, tokenizer):
     ids = [encode_conversation(tokenizer, talk) for talk in TALKS]
     padded = [last_hidden_states(scorer.model, ids, pad, batch_size=16) for pad in (0, 77)]
@@ -189,15 +223,16 @@ def test_margin_and_centring_enter_the_loss(base, scorer, tmp_path, monkeypatch)
     logged = train_reward_model(base, pairs, settings, tmp_path, seed=0)["history"][0]["loss"]
     chosen, rejected = torch.from_numpy(scorer.score(TALKS)).view(-1, 2).T
     by_hand = bradley_terry_loss(chosen - 0.75, rejected) + 0.3 * ((chosen + rejected) ** 2).mean()
-    assert logged == pytest.approx(by_hand.item(), abs=1e-5)
+    assert logged == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 def test_adapters_sit_in_the_last_layers_only(base):
-    chosen = reward_model._adapter(replace(SETTINGS, lora_layers=1), layers=2)
+    model = load_reward_model(base, torch.float32)
+    chosen = reward_model._adapter(replace(SETTINGS, lora_layers=1), model)
     assert chosen.layers_to_transform == [1]
-    everywhere = reward_model._adapter(replace(SETTINGS, lora_layers=0), layers=2)
+    everywhere = reward_model._adapter(replace(SETTINGS, lora_layers=0), model)
     assert everywhere.layers_to_transform == [0, 1]
-    assert reward_model._adapter(replace(SETTINGS, lora_rank=0), layers=2) is None
+    assert reward_model._adapter(replace(SETTINGS, lora_rank=0), model) is None
 
 
 def test_scorer_truncates_as_training_does(scorer):

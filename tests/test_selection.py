@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_guide.errors import DataError, ParameterError
-from rlhf_guide.selection import STRATEGIES, build_pairs, penalised_rewards
+from rlhf_guide.profiles import load_profile
+from rlhf_guide.selection import STRATEGIES, build_judged_pairs, build_pairs, penalised_rewards
 
 
 def record(texts, rewards, prompt_id="p1", cut=()):
@@ -164,3 +165,57 @@ def test_bad_input_is_refused_with_the_prompt():
         build_pairs([{**broken, "rewards": [1.0]}])
     with pytest.raises(DataError, match=r"'p9'.*NaN"):
         build_pairs([{**broken, "rewards": [1.0, np.nan]}])
+
+
+# --- ranked by a pairwise judge ----------------------------------------------------------------
+
+
+def judge_of(values, asked):
+    """A Bradley-Terry judge with a hidden value for each text, which notes what it is asked."""
+
+    def probability(comparisons):
+        asked.extend((a, b) for _, a, b in comparisons)
+        gaps = np.array([values[a] - values[b] for _, a, b in comparisons])
+        return 1 / (1 + np.exp(-gaps))
+
+    return probability
+
+
+@given(st.permutations(range(7)))
+def test_a_judge_s_best_and_worst_are_found_with_few_questions(order):
+    values = {f"answer {i}": float(i) for i in range(7)}
+    row = record([f"answer {i}" for i in order], np.zeros(7))  # rewards say nothing
+    asked = []
+    pairs, counts = build_judged_pairs([row], judge_of(values, asked), iteration=2)
+    assert answers(pairs[0]) == ("answer 6", "answer 0")
+    assert len(asked) == 6 + 5 + 1
+    chance = 1 / (1 + np.exp(-6.0))
+    assert pairs[0]["chosen_score"] == pytest.approx(chance)
+    assert pairs[0]["margin"] == counts["margin"] == pytest.approx(2 * chance - 1)
+    assert (pairs[0]["chosen_reward"], pairs[0]["iteration"]) == (0.0, 2)
+
+
+def test_what_a_judge_cannot_order_is_dropped_and_counted():
+    beats = {("a", "b"), ("b", "c"), ("c", "a")}  # rock, paper, scissors
+
+    def circular(comparisons):
+        return np.array([0.9 if (a, b) in beats else 0.1 for _, a, b in comparisons])
+
+    rows = [
+        record(["same", " same\n"], [1.0, 0.0], "p1"),
+        record(["alone"], [1.0], "p2"),
+        record(["a", "b", "c"], [2.0, 1.0, 0.0], "p3"),
+    ]
+    pairs, counts = build_judged_pairs(rows, circular)
+    assert (pairs, counts["prompts"]) == ([], 3)
+    for reason in ("identical", "too_few", "tie"):
+        assert counts[f"dropped_{reason}"] == 1
+    blank = judge_of({"": 1.0, "b": 0.0}, [])
+    assert build_judged_pairs([record(["", "b"], [0, 1])], blank)[1]["dropped_empty"] == 1
+
+
+def test_a_judge_knows_no_length_penalty_and_no_other_strategy():
+    for other in ({"online_length_penalty": 0.001}, {"online_pair_strategy": "random"}):
+        with pytest.raises(ParameterError, match="compares answers and gives no rewards"):
+            load_profile("smoke", online_rank_by="preference_model", **other)
+    assert load_profile("smoke", online_rank_by="preference_model").online.rank_by
