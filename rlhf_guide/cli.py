@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except GuideError as error:
         print(f"error: {error}", file=sys.stderr)
-        print(f"more: book/troubleshooting.md#{type(error).__name__.lower()}", file=sys.stderr)
+        print(*error.__notes__, sep="\n", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; finished stages are kept, the same command goes on.", file=sys.stderr)

@@ -35,7 +35,7 @@ from rlhf_guide.annotation import CHUNK
 from rlhf_guide.annotation import annotate as annotate_here
 from rlhf_guide.chat import stop_token_ids
 from rlhf_guide.errors import DataError, GuideError, ParameterError
-from rlhf_guide.files import canonical_hash, plain_disk_errors, read_jsonl, write_jsonl
+from rlhf_guide.files import canonical_hash, plain_disk_errors, write_jsonl
 from rlhf_guide.machine import usable_cores
 from rlhf_guide.models import load_policy, load_tokenizer, save_model, weights_hash
 from rlhf_guide.settings import Generation
@@ -73,30 +73,30 @@ class GenerationJob:
 
     def pieces(self, prompts: Sequence[Row]) -> list[Piece]:
         """The batches of the single-process path, in its order (longest prompts first)."""
-        generation._check(prompts, self.temperatures)
+        generation.check_prompts(prompts, self.temperatures)
         tokenizer = load_tokenizer(self.model)
         requests = [self.request(tokenizer, prompt) for prompt in prompts]
-        plan = generation._plan(requests, self.settings.batch_size)
+        plan = generation.plan_batches(requests, self.settings.batch_size)
         about = [asdict(self), [weights_hash(p) for p in (self.model, self.adapter) if p]]
         return [_piece(about, [prompts[i] for i in batch]) for batch in plan]
 
     def request(self, tokenizer: Any, prompt: Row) -> Any:
         """One prompt's tokens with the temperature and seed of each answer."""
-        return generation._request(tokenizer, prompt, self.temperatures, self.seed)
+        return generation.new_request(tokenizer, prompt, self.temperatures, self.seed)
 
     def open(self) -> Work:
         """Load the engine; returns the function that turns a piece's prompts into rows."""
         tokenizer = load_tokenizer(self.model)
         vllm = self.settings.backend == "vllm"
         sample = _vllm_engine(self, tokenizer) if vllm else _transformers_engine(self, tokenizer)
-        name = generation._model_name(self.model, self.adapter)
+        name = generation.policy_name(self.model, self.adapter)
 
         def work(prompts: list[Row]) -> list[Row]:
             requests = [self.request(tokenizer, prompt) for prompt in prompts]
             return [
                 {
                     **prompt,
-                    "responses": generation._responses(tokenizer, request, answers),
+                    "responses": generation.as_responses(tokenizer, request, answers),
                     "model": name,
                 }
                 for prompt, request, answers in zip(
@@ -269,7 +269,7 @@ def _transformers_engine(job: GenerationJob, tokenizer: Any) -> Callable[[list[A
 
     def sample(requests: list[Any]) -> list[Any]:
         limit = job.settings.max_new_tokens
-        generation._check_lengths(model, requests, limit)
+        generation.check_lengths(model, requests, limit)
         flat = generation.sample_batch(
             model, requests, stops, tokenizer.pad_token_id, limit, job.settings.top_p
         )
@@ -313,7 +313,7 @@ def _vllm_engine(job: GenerationJob, tokenizer: Any) -> Callable[[list[Any]], li
         ]
         prompts, parameters = zip(*wanted, strict=True)
         outputs = engine.generate(list(prompts), list(parameters), use_tqdm=False)
-        tokens = iter([vllm_backend._tokens(output.outputs[0], stops) for output in outputs])
+        tokens = iter([vllm_backend.answer_tokens(output.outputs[0], stops) for output in outputs])
         return [[next(tokens) for _ in request.seeds] for request in requests]
 
     return sample
@@ -413,46 +413,34 @@ def _placement(resources: dict[str, float], actors: int | None) -> tuple[dict[st
 
 def open_generation(ws: Any, t: int) -> tuple[Any, GenerationJob, list[Row], Path]:
     """Stage, job, prompts and result file of iteration t's answers (see `online_stages`)."""
-    from rlhf_guide.batching import sample_rows
-    from rlhf_guide.generation import answer_config
-    from rlhf_guide.online_stages import load_slice, mixed_temperatures, stage_name
-    from rlhf_guide.policies import iteration_policy, policy_stage
+    from rlhf_guide.online_stages import ANSWERS, iteration_prompts, open_answers
+    from rlhf_guide.policies import iteration_policy
 
     profile = ws.profile
-    temperatures = mixed_temperatures(profile.online)
-    count, seed = profile.online.prompts_per_iteration, profile.seed + t
-    config = {
-        **answer_config(profile.generation),
-        "prompts": count,
-        "temperatures": temperatures,
-        "seed": seed,
-    }
-    stage = ws.stage(stage_name(t, "generation"), config, ["data", policy_stage(t - 1)])
+    stage = open_answers(ws, t, profile)
     model, adapter = iteration_policy(ws, t - 1)
     job = GenerationJob(
         str(model),
         profile.generation,
-        tuple(temperatures),
-        seed,
+        tuple(stage.config["temperatures"]),
+        stage.config["seed"],
         profile.dtype,
         str(adapter) if adapter else None,
     )
-    prompts = sample_rows(load_slice(ws, t), count, profile.seed)
-    return stage, job, prompts, stage.dir / "generations.jsonl"
+    return stage, job, iteration_prompts(ws, t, profile), stage.dir / ANSWERS
 
 
 def open_annotation(ws: Any, t: int) -> tuple[Any, AnnotationJob, list[Row], Path]:
     """Stage, job, generations and result file of iteration t's rewards (see `online_stages`)."""
-    from rlhf_guide.online_stages import stage_name
+    from rlhf_guide.online_stages import REWARDS, load_answers, open_rewards
     from rlhf_guide.policies import model_folder
 
     profile = ws.profile
-    inputs = [stage_name(t, "generation"), "reward_model"]
-    length = profile.reward_model.max_length
-    stage = ws.stage(stage_name(t, "annotation"), {"max_length": length}, inputs)
-    job = AnnotationJob(str(model_folder(ws.load("reward_model"))), profile.dtype, length)
-    rows = read_jsonl(ws.load(inputs[0]).dir / "generations.jsonl")
-    return stage, job, rows, stage.dir / "annotated.jsonl"
+    stage = open_rewards(ws, t, profile)
+    job = AnnotationJob(
+        str(model_folder(ws.load("reward_model"))), profile.dtype, stage.config["max_length"]
+    )
+    return stage, job, load_answers(ws, t), stage.dir / REWARDS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

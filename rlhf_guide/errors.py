@@ -6,7 +6,11 @@ keep tracebacks for programming mistakes.
 
 
 class GuideError(Exception):
-    """Something that the reader can mend; the message says how."""
+    """Something that the reader can mend; the message says how, its note where to read more."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self.add_note(f"more: book/troubleshooting.md#{type(self).__name__.lower()}")
 
 
 class ParameterError(GuideError, ValueError):

@@ -51,13 +51,13 @@ def generate(
     alone. Raises ParameterError, DataError for repeated prompts and for one too long for the model,
     and GuideError when memory runs out; finished rows are in the file then.
     """
-    name = _model_name(model_path, adapter)
-    _check(prompts, temperatures)
+    name = policy_name(model_path, adapter)
+    check_prompts(prompts, temperatures)
     tokenizer = load_tokenizer(model_path)
-    requests = [_request(tokenizer, prompt, temperatures, seed) for prompt in prompts]
+    requests = [new_request(tokenizer, prompt, temperatures, seed) for prompt in prompts]
     done = _kept_rows(Path(out_path), prompts, requests, name)
     write_jsonl(out_path, [done[p["prompt_id"]] for p in prompts if p["prompt_id"] in done])
-    batches = _plan(requests, settings.batch_size)
+    batches = plan_batches(requests, settings.batch_size)
     # A batch that was cut in the middle is drawn again whole: its rows then come out as before.
     todo = [batch for batch in batches if any(prompts[i]["prompt_id"] not in done for i in batch)]
     total = len(prompts) * len(temperatures)
@@ -67,7 +67,7 @@ def generate(
     outputs = sample(model_path, adapter, tokenizer, requests, todo, settings, dtype)
     for batch, answers in zip(todo, _plain_memory_errors(outputs, settings), strict=True):
         fresh = [
-            {**prompts[i], "responses": _responses(tokenizer, requests[i], tokens), "model": name}
+            {**prompts[i], "responses": as_responses(tokenizer, requests[i], tokens), "model": name}
             for i, tokens in zip(batch, answers, strict=True)
         ]
         fresh = [row for row in fresh if row["prompt_id"] not in done]
@@ -110,13 +110,14 @@ def request_seed(seed: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(digest[:4]) >> 1  # vLLM wants a signed integer
 
 
-def _model_name(model_path: str | Path, adapter: str | Path | None) -> str:
+def policy_name(model_path: str | Path, adapter: str | Path | None) -> str:
     """A short name for the rows: the last folders of what was loaded, never a whole path."""
     parts = Path(adapter).parts[-3:] if adapter else Path(model_path).parts[-2:]
     return "/".join(part for part in parts if part != "/")
 
 
-def _check(prompts: Sequence[Row], temperatures: Sequence[float]) -> None:
+def check_prompts(prompts: Sequence[Row], temperatures: Sequence[float]) -> None:
+    """Raise ParameterError for impossible temperatures, DataError for a prompt given twice."""
     if not temperatures or min(temperatures) < 0:
         raise ParameterError(
             f"temperatures are {list(temperatures)}: give at least one, none below 0."
@@ -127,13 +128,14 @@ def _check(prompts: Sequence[Row], temperatures: Sequence[float]) -> None:
         raise DataError(f"prompt_id {repeated!r} stands twice among the prompts: make ids unique.")
 
 
-def _request(tokenizer: Any, prompt: Row, temperatures: Sequence[float], seed: int) -> Request:
+def new_request(tokenizer: Any, prompt: Row, temperatures: Sequence[float], seed: int) -> Request:
+    """A prompt's tokens with the temperature and the seed of each of its answers."""
     seeds = [request_seed(seed, prompt["prompt_id"], k) for k in range(len(temperatures))]
     ids = encode_prompt(tokenizer, prompt["messages"])
     return Request(ids, tuple(float(t) for t in temperatures), tuple(seeds))
 
 
-def _plan(requests: Sequence[Request], batch_size: int) -> Batches:
+def plan_batches(requests: Sequence[Request], batch_size: int) -> Batches:
     """Indices of requests in batches of like length, longest first, so memory peaks early."""
     order = sorted(range(len(requests)), key=lambda i: (-len(requests[i].prompt_ids), i))
     per_batch = max(1, batch_size // len(requests[0].seeds)) if requests else 1
@@ -165,7 +167,7 @@ def _kept_rows(
     return kept
 
 
-def _responses(tokenizer: Any, request: Request, answers: Sequence[list[int]]) -> list[Row]:
+def as_responses(tokenizer: Any, request: Request, answers: Sequence[list[int]]) -> list[Row]:
     """Response records of one prompt's answers, given as new tokens."""
     stops = {*stop_token_ids(tokenizer), tokenizer.pad_token_id}
     rows = []
@@ -200,7 +202,7 @@ def _sample_with_transformers(
     # A model's own sampling defaults (top-k, repetition penalty) must not slip in.
     stops = stop_token_ids(tokenizer, model)
     model.generation_config = GenerationConfig()
-    _check_lengths(model, requests, settings.max_new_tokens)
+    check_lengths(model, requests, settings.max_new_tokens)
     # A document's end, which base models write, ends an answer as well.
     stops = sorted({*stops, tokenizer.pad_token_id})
     for batch in batches:
@@ -212,7 +214,7 @@ def _sample_with_transformers(
         yield [flat[start : start + count] for start in range(0, len(flat), count)]
 
 
-def _check_lengths(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
+def check_lengths(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
     """Refuse prompts that leave no room for the answer, before any time is spent."""
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max(len(request.prompt_ids) for request in requests)

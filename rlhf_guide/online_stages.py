@@ -38,11 +38,18 @@ from rlhf_guide.workspace import Stage, Workspace, read_jsonl, write_json, write
 
 Scorer = Callable[[], RewardScorer]
 ANSWERS = "generations.jsonl"  # the file of every stage that samples
+REWARDS = "annotated.jsonl"  # and of every one that scores
 
 
 def sample_answers(ws: Workspace, t: int, profile: Profile) -> Stage:
     """Draw n answers a prompt from π_{t−1}, n/2 at each temperature (Algorithm 2, line 4)."""
-    return _sampled(ws, t, "generation", t - 1, mixed_temperatures(profile.online), profile)
+    return _sample(ws, t, open_answers(ws, t, profile), t - 1, profile)
+
+
+def open_answers(ws: Workspace, t: int, profile: Profile) -> Stage:
+    """The stage of iteration t's answers, with everything that they depend on."""
+    temperatures = mixed_temperatures(profile.online)
+    return _open_sampling(ws, t, "generation", t - 1, temperatures, profile)
 
 
 def sample_reference(ws: Workspace, t: int, profile: Profile) -> Stage:
@@ -53,29 +60,32 @@ def sample_reference(ws: Workspace, t: int, profile: Profile) -> Stage:
     and this is its first answer once more, if ``temperature_high`` is 1.
     """
     source = t - 1 if profile.online.reference == "previous" else 0
-    return _sampled(ws, t, "reference", source, [1.0], profile)
+    stage = _open_sampling(ws, t, "reference", source, [1.0], profile)
+    return _sample(ws, t, stage, source, profile)
 
 
-def _sampled(
+def _open_sampling(
     ws: Workspace, t: int, part: str, source: int, temperatures: list[float], profile: Profile
 ) -> Stage:
     """The stage in which π_source answers the prompts of iteration t."""
-    count = profile.online.prompts_per_iteration
     config = {
         **answer_config(profile.generation),
-        "prompts": count,
+        "prompts": profile.online.prompts_per_iteration,
         "temperatures": temperatures,
         "seed": profile.seed + t,  # the same seed in every iteration would repeat the noise
     }
-    stage = ws.stage(stage_name(t, part), config, ["data", policy_stage(source)])
+    return ws.stage(stage_name(t, part), config, ["data", policy_stage(source)])
+
+
+def _sample(ws: Workspace, t: int, stage: Stage, source: int, profile: Profile) -> Stage:
     if not stage.done:
         model, adapter = iteration_policy(ws, source)
         rows = generate(
             model,
-            sample_rows(load_slice(ws, t), count, profile.seed),
+            iteration_prompts(ws, t, profile),
             profile.generation,
-            temperatures,
-            config["seed"],
+            stage.config["temperatures"],
+            stage.config["seed"],
             stage.dir / ANSWERS,
             _dtype(profile),
             adapter=adapter,
@@ -90,16 +100,21 @@ def score_answers(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> St
 
     ``fewer_answers`` of the metrics counts prompts with fewer answers than were asked for.
     """
-    inputs = [stage_name(t, "generation"), "reward_model"]
-    config = {"max_length": profile.reward_model.max_length}
-    stage = ws.stage(stage_name(t, "annotation"), config, inputs)
+    stage = open_rewards(ws, t, profile)
     if not stage.done:
-        generations = read_jsonl(ws.load(inputs[0]).dir / ANSWERS)
-        rows = annotate(generations, scorer(), stage.dir / "annotated.jsonl")
+        rows = annotate(load_answers(ws, t), scorer(), stage.dir / REWARDS)
         wanted = profile.online.samples_per_prompt
         fewer = sum(len(row["responses"]) < wanted for row in rows)
         stage.finish({**annotation_metrics(rows), "fewer_answers": fewer})
     return stage
+
+
+def open_rewards(ws: Workspace, t: int, profile: Profile) -> Stage:
+    """The stage of iteration t's rewards, with everything that they depend on."""
+    config = {"max_length": profile.reward_model.max_length}
+    return ws.stage(
+        stage_name(t, "annotation"), config, [stage_name(t, "generation"), "reward_model"]
+    )
 
 
 def select_pairs(ws: Workspace, t: int, profile: Profile) -> Stage:
@@ -119,7 +134,7 @@ def select_pairs(ws: Workspace, t: int, profile: Profile) -> Stage:
     inputs = [stage_name(t, "annotation"), *["preference_model"] * judged]
     stage = ws.stage(stage_name(t, "pairs"), config, inputs)
     if not stage.done:
-        rows = read_jsonl(ws.load(inputs[0]).dir / "annotated.jsonl")
+        rows = read_jsonl(ws.load(inputs[0]).dir / REWARDS)
         if judged:
             pairs, counts = build_judged_pairs(rows, _pair_judge(ws, profile), t)
         else:
@@ -217,7 +232,7 @@ def validate(ws: Workspace, t: int, profile: Profile, scorer: Scorer) -> Stage:
             _dtype(profile),
             adapter=adapter,
         )
-        annotated = annotate(rows, scorer(), stage.dir / "annotated.jsonl")
+        annotated = annotate(rows, scorer(), stage.dir / REWARDS)
         stage.finish(validation_metrics(annotated, settings.bootstrap_samples, profile.seed))
         gc.collect()
     return stage
@@ -243,6 +258,16 @@ def load_slice(ws: Workspace, t: int) -> list[dict]:
             f"online_iterations to {t - 1} or prepare another slice of prompts."
         )
     return read_jsonl(path)
+
+
+def iteration_prompts(ws: Workspace, t: int, profile: Profile) -> list[dict]:
+    """Return the prompts that are answered in iteration t, as many as the profile asks for."""
+    return sample_rows(load_slice(ws, t), profile.online.prompts_per_iteration, profile.seed)
+
+
+def load_answers(ws: Workspace, t: int) -> list[dict]:
+    """Return the answers that iteration t has drawn."""
+    return read_jsonl(ws.load(stage_name(t, "generation")).dir / ANSWERS)
 
 
 def load_pairs(ws: Workspace, t: int) -> list[dict]:

@@ -162,13 +162,13 @@ def _serve(path: Path) -> None:
             ]
             prompts, parameters = zip(*wanted, strict=True)
             outputs = llm.generate(list(prompts), list(parameters), use_tqdm=False)
-            tokens = iter([_tokens(output.outputs[0], job["stop_ids"]) for output in outputs])
+            tokens = iter([answer_tokens(output.outputs[0], job["stop_ids"]) for output in outputs])
             answers = [[next(tokens) for _ in request["seeds"]] for request in batch]
             sink.write(json.dumps(answers) + "\n")
             sink.flush()
 
 
-def _tokens(completion: Any, stop_ids: Sequence[int]) -> list[int]:
+def answer_tokens(completion: Any, stop_ids: Sequence[int]) -> list[int]:
     """New tokens, ending with a stop token if the model stopped (vLLM may leave it out)."""
     tokens = list(completion.token_ids)
     if completion.finish_reason == "stop" and (not tokens or tokens[-1] not in stop_ids):

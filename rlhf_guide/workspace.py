@@ -72,6 +72,7 @@ STAGE_NOTEBOOK = {
     "evaluation_answers_online_dpo": "07_online_dpo",
     "evaluation": "08_evaluation",
     "theory": "09_theory",
+    "gallery": "11_failure_gallery",
 }
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")

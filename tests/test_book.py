@@ -44,8 +44,10 @@ def test_every_page_is_in_the_table_of_contents():
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_each_error_has_its_paragraph(name):
+def test_each_error_has_its_paragraph_and_names_it(name):
     assert name in headings(text("book/troubleshooting.md"))
+    place = f"book/troubleshooting.md#{anchor(name)}"
+    assert getattr(errors, name)("x").__notes__ == [f"more: {place}"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
