@@ -102,7 +102,7 @@ book: say-book $(VENV)/.book
 	$(BIN)/python -m rlhf_guide.book_pages
 	$(BIN)/jupyter-book build . --config book/_config.yml --toc book/_toc.yml \
 	    --path-output book -W -n --keep-going
-	$(BIN)/python -m pytest -q tests/test_book.py tests/test_book_built.py
+	RLHF_GUIDE_BOOK=book/_build/html $(BIN)/python -m pytest -q tests/test_book.py tests/test_book_built.py
 	@echo "The book: book/_build/html/index.html"
 
 # The built book and JupyterLab in Debian's Chromium; skipped, and says so, where there is none.
