@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlhf_guide.comparisons import as_comparison
 from rlhf_guide.errors import DataError, DownloadRefused
 from rlhf_guide.evaluation import redraws
 from rlhf_guide.files import read_jsonl
@@ -125,11 +126,7 @@ def coverage(pairs: Sequence[Row]) -> list[Row]:
 
 def pair_model_verdicts(model: PreferenceScorer, pairs: Sequence[Row]) -> list[float]:
     """Verdicts of a pair model, whose probability is averaged over both orders."""
-    comparisons = [
-        (pair["chosen"][:-1], pair["chosen"][-1]["content"], pair["rejected"][-1]["content"])
-        for pair in pairs
-    ]
-    return [step(value - 0.5) for value in model.probability(comparisons)]
+    return [step(value - 0.5) for value in model.probability([as_comparison(p) for p in pairs])]
 
 
 def judge_verdicts(
@@ -141,16 +138,7 @@ def judge_verdicts(
     """
     from rlhf_guide.judges import AnswerPair, pairwise
 
-    asked = [
-        AnswerPair(
-            pair["prompt_id"],
-            0,
-            pair["chosen"][:-1],
-            pair["chosen"][-1]["content"],
-            pair["rejected"][-1]["content"],
-        )
-        for pair in pairs
-    ]
+    asked = [AnswerPair(pair["prompt_id"], 0, *as_comparison(pair)) for pair in pairs]
     rows, summary = pairwise(client, asked, verdict_only=verdict_only)
     return [0.5 if row["preference"] is None else row["preference"] for row in rows], summary
 
