@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from rlhf_guide.chat import assistant_mask, check_template, encode_conversation
 from rlhf_guide.errors import DataError, TemplateError
+from rlhf_guide.generation import answer_config
 from rlhf_guide.models import (
     LOADING,
     choose_device,
@@ -224,7 +225,7 @@ def open_stage(ws: Workspace) -> Stage:
         "dtype": profile.dtype,
         "seed": profile.seed,
         "sft": section_dict(profile.sft),
-        "generation": section_dict(profile.generation),
+        "generation": answer_config(profile.generation),
         "prompts": profile.evaluation.validation_prompts,
         "samples": profile.evaluation.validation_samples,
         "temperature": profile.evaluation.temperature,

@@ -14,6 +14,7 @@ from rlhf_guide.chat import CHATML, end_of_turn_id
 from rlhf_guide.errors import DataError, TemplateError
 from rlhf_guide.models import load_policy, load_tokenizer, resolve_model, weights_hash
 from rlhf_guide.profiles import SFT_PRESETS, load_profile
+from rlhf_guide.workspace import open_run
 
 SETTINGS = replace(
     load_profile("smoke").sft, lora_rank=0, max_length=64, batch_size=1, learning_rate=1e-3
@@ -370,3 +371,13 @@ def test_training_learns_saves_and_repeats(tiny, tmp_path, rank, capsys):
     model = load_policy(tmp_path / "one", "float32")
     assert "lora" not in " ".join(dict(model.named_parameters()))
     assert load_tokenizer(tmp_path / "one").pad_token == "<|endoftext|>"
+
+
+def test_a_smaller_sampling_batch_does_not_undo_the_training(tmp_path):
+    """Its error message says that what is finished stays; see `generation.answer_config`."""
+    configs = []
+    for size in (384, 2):
+        ws = open_run(load_profile("smoke", generation_batch_size=size), tmp_path)
+        ws.stage("data", {}).finish()
+        configs.append(sft.open_stage(ws).config)
+    assert configs[0] == configs[1]
