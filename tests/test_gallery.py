@@ -1,84 +1,94 @@
-"""The gallery's cases that train nothing, on the embedded miniature; resuming."""
+"""The gallery's cases fire on the broken run only, on other seeds than the chapter's."""
 
 import pytest
 
-from data_prep.embedded import load_prompts
+from data_prep.embedded import load_demonstrations, load_prompts
 from rlhf_guide import detectors, gallery
+from rlhf_guide.gallery_case import described, draw, told
+from rlhf_guide.gallery_training import PAIRS, trusted_pairs
 from rlhf_guide.models import resolve_model
+from rlhf_guide.oracle import utility
 from rlhf_guide.profiles import load_profile
+from rlhf_guide.reward_model import MAX_IDENTICAL_SHARE
 from rlhf_guide.sources import list_notebooks, notebooks_dir
-from rlhf_guide.workspace import open_run, write_jsonl
+from rlhf_guide.workspace import Workspace, open_run, write_jsonl
 
-
-def demonstration(prompt):
-    answer = {"role": "assistant", "content": prompt["reference"]}
-    return {"id": prompt["prompt_id"], "messages": [*prompt["messages"], answer]}
-
-
-def pair(prompt, chosen, rejected, scores):
-    sides = (("chosen", chosen), ("rejected", rejected))
-    messages = {s: [*prompt["messages"], {"role": "assistant", "content": t}] for s, t in sides}
-    ends = dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
-    return {"prompt_id": prompt["prompt_id"], **messages, **ends}
-
-
-def pairs_of(prompt):
-    long, short = " ".join(prompt["points"]), prompt["short"]
-    yield pair(prompt, prompt["reference"], "No idea.", (2.0, 0.0))
-    yield pair(prompt, short, f"Well, {long} {long}", (1.5, 0.5))
+SEEDS = (1, 2)
+UNTRAINED = (
+    "doubled BOS",
+    "contaminated packing",
+    "truncated pairs",
+    "β too small",
+    "moving reference",
+    "stale data",
+    "leaked evaluation prompts",
+)
+TRAINED = ("swapped labels", "noisy reward model", "length hack", "learning rate too high")
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory):
-    ws = open_run(load_profile("smoke"), tmp_path_factory.mktemp("gallery"))
+def folder(tmp_path_factory):
+    """A run whose data stage is the miniature and whose π0 is the random model."""
+    ws = open_run(load_profile("smoke"), tmp_path_factory.mktemp("gallery") / "run")
     data = ws.stage("data", {})
-    training = load_prompts("preference_train")[:12]
-    rows = [row for prompt in training for row in pairs_of(prompt)]
-    write_jsonl(data.dir / "preference_train.jsonl", rows)
-    write_jsonl(data.dir / "sft.jsonl", [demonstration(prompt) for prompt in training])
-    write_jsonl(data.dir / "prompts_evaluation.jsonl", load_prompts("evaluation")[:11])
+    write_jsonl(data.dir / "sft.jsonl", load_demonstrations())
+    write_jsonl(data.dir / "prompts_evaluation.jsonl", load_prompts("evaluation"))
     data.finish()
     sft = ws.stage("sft", {}, ["data"])
     (sft.dir / "model").symlink_to(resolve_model("random-tiny-llama"))
     sft.finish(files=[])
-    return gallery.open_stage(ws)
+    return ws.path
 
 
-UNTRAINED = (
-    "doubled BOS",
-    "truncated pairs",
-    "contaminated packing",
-    "β too small",
-    "moving reference",
-    "length hack",
-    "noisy reward model",
-    "stale data",
-    "leaked evaluation prompts",
-)
+def check(folder, name, seed):
+    case = gallery.run_case(Workspace(folder, load_profile("smoke", seed=seed)), name)
+    assert not case.healthy.fired, case.healthy
+    assert case.broken.fired, case.broken
+    for panel in case.panels:
+        assert len(panel.healthy) == len(panel.broken) > 1
+    return case
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", UNTRAINED)
-def test_only_the_broken_variant_is_found(stage, name):
-    case = gallery.run_case(stage, name)
-    assert not case["findings"]["healthy"]["fired"], case["findings"]["healthy"]
-    assert case["findings"]["broken"]["fired"], case["findings"]["broken"]
-    assert case["healthy"] != case["broken"]
+def test_only_the_broken_twin_is_found(folder, name, seed):
+    check(folder, name, seed)
 
 
-@pytest.mark.parametrize("name", ["β too small", "moving reference", "stale data"])
-@pytest.mark.parametrize("seed", [1, 4])
-def test_thresholds_hold_on_other_seeds_than_the_chapter_s(stage, name, seed, tmp_path):
-    make = gallery.CASES[name][0]
-    findings = make(open_run(load_profile("smoke", seed=seed), tmp_path))["findings"]
-    assert not findings["healthy"]["fired"], findings["healthy"]
-    assert findings["broken"]["fired"], findings["broken"]
+@pytest.mark.trains
+@pytest.mark.parametrize("name", TRAINED)
+def test_only_the_broken_run_is_found(folder, name):
+    check(folder, name, SEEDS[0])
 
 
-def test_a_finished_case_is_read_not_run_again(stage, monkeypatch):
-    first = gallery.run_case(stage, "stale data")
-    monkeypatch.setattr(gallery, "_run", None)
-    assert gallery.run_case(stage, "stale data") == first
-    assert gallery.index_row("stale data", first)["chapter"] == "07_online_dpo"
+def test_a_case_is_drawn_and_told(folder):
+    case = check(folder, "moving reference", SEEDS[0])
+    lines = [line for ax in draw(case).axes for line in ax.get_lines()]
+    assert len(lines) == 2 * len(case.panels) + 1, "two curves each, and one limit"
+    assert told(case).startswith("moving reference: healthy 0.")
+    assert "(passes), broken 1." in told(case)
+    assert "(fires), limit 1." in told(case)
+    assert described(case).endswith(told(case))
+    assert described(case).count("the last value is") == len(case.panels)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_trusted_pairs_are_in_their_true_order_and_balanced_in_length(seed):
+    prompts = {prompt["prompt_id"]: prompt for prompt in load_prompts("preference_train")}
+    pairs = trusted_pairs(seed)
+    assert len({pair["prompt_id"] for pair in pairs}) == PAIRS
+    shorter = 0
+    for pair in pairs:
+        prompt = prompts[pair["prompt_id"]]
+        better, worse = (pair[side][-1]["content"] for side in ("chosen", "rejected"))
+        assert utility(prompt, better).total > utility(prompt, worse, "length").total
+        shorter += len(better.split()) < len(worse.split())
+    assert shorter == PAIRS / 2
+
+
+def test_pairs_count_as_truncated_where_training_is_refused():
+    finding = detectors.truncated_pairs([[1]], [[2]])
+    assert finding.limit == MAX_IDENTICAL_SHARE
 
 
 def test_every_case_names_a_chapter_that_exists():
