@@ -5,7 +5,7 @@
 `reward_data`: which preference pairs should a reward model see? The authors' first data versions
 differ in two choices, repeated here on the miniature: all pairs of a prompt's answers, or its best
 answer against a random other one; with the safety prompts or without them. Every arm gets equally
-many pairs, so that no arm wins by volume. About ten minutes on two cores; a killed study goes on.
+many pairs, so that no arm wins by volume: four trainings a seed. A killed study goes on.
 """
 
 import argparse
