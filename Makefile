@@ -169,11 +169,11 @@ drift: say-drift $(VENV)/.test
 slow: say-slow $(VENV)/.test
 	$(BIN)/python tests/slow/record.py
 
-# Known vulnerabilities of the pinned versions, from the advisory database (network).
+# Known vulnerabilities of the pinned versions; fails where the advisory database cannot be asked.
 audit: say-audit
 	tool=$$(mktemp -d) && trap 'rm -rf "$$tool"' EXIT && $(PYTHON) -m venv "$$tool" && \
 	"$$tool/bin/python" -m pip install --quiet pip-audit && \
-	"$$tool/bin/pip-audit" --no-deps --disable-pip -r constraints.txt
+	"$$tool/bin/pip-audit" --strict --no-deps --disable-pip -r constraints.txt
 
 # Real vLLM on the CPU: it samples, and serves as a judge. In an environment of its own, since it wants
 # older versions of two libraries; its CUDA builds of torchvision, torchaudio and torchcodec stay out.

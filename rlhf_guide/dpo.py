@@ -52,7 +52,7 @@ from rlhf_guide.training import (
     training_dtype,
     world_size,
 )
-from rlhf_guide.workspace import Stage, Workspace, read_jsonl
+from rlhf_guide.workspace import Stage, Workspace, read_json, read_jsonl, write_json
 
 MIN_ANSWER_TOKENS = 8
 SHARED_ROWS = "pairs"  # folder of the encoded pairs while several processes train
@@ -338,11 +338,24 @@ def _reference_logps(trainer: PairTrainer) -> list[tuple[float, float]]:
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: bool) -> None:
     if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(str(folder))
+        _save_adapter(model, folder)
         return
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     save_model(model, tokenizer, folder)
+
+
+def _save_adapter(model: PeftModel, folder: Path) -> None:
+    """Save the adapter alone, without this machine's path to its base: equal runs are then equal.
+
+    peft writes the path into the configuration and into an empty card.
+    """
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)
+    file = folder / "adapter_config.json"
+    config = read_json(file)
+    base = "/".join(Path(config["base_model_name_or_path"]).parts[-2:])
+    write_json(file, {**config, "base_model_name_or_path": base})
 
 
 def _mean(steps: Sequence[Mapping], key: str) -> float:

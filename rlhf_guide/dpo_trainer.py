@@ -1,9 +1,12 @@
-"""TRL's DPO trainer, changed in three places: token rows, cheaper logits, the optimistic term."""
+"""TRL's DPO trainer, changed in four places.
+
+It takes token ids, reads prompts once, has cheaper logits and knows the optimistic term.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
@@ -11,6 +14,8 @@ import torch
 from datasets import Dataset
 from trl import DPOTrainer
 from trl.trainer import utils as trl_utils
+
+from rlhf_guide.shared_prompts import shared_prompts
 
 
 class PairTrainer(DPOTrainer):
@@ -30,16 +35,24 @@ class PairTrainer(DPOTrainer):
         return dataset
 
     def compute_ref_log_probs(self, *args: Any, **kwargs: Any) -> Any:
-        with _answer_tokens_only():
+        with _answer_tokens_only(), self._prompts_once():
             return super().compute_ref_log_probs(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         answers = inputs.pop("reference", None)
         with _answer_tokens_only():
-            loss = super()._compute_loss(model, inputs, return_outputs)
+            with self._prompts_once():
+                loss = super()._compute_loss(model, inputs, return_outputs)
             if answers is None:
                 return loss
             return loss + self.optimism_weight * self._reference_answers_logp(model, answers)
+
+    def _prompts_once(self) -> AbstractContextManager:
+        models = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        contexts = ExitStack()
+        for model in models:
+            contexts.enter_context(shared_prompts(self.accelerator.unwrap_model(model)))
+        return contexts
 
     def _reference_answers_logp(self, model: Any, answers: dict[str, Any]) -> torch.Tensor:
         """Mean over the batch of log π(y|x), summed over the tokens of π0's answers y; in nats."""

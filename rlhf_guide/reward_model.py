@@ -45,6 +45,7 @@ from rlhf_guide.models import (
     weights_hash,
 )
 from rlhf_guide.settings import RewardModel, section_dict
+from rlhf_guide.shared_prompts import shared_prompts
 from rlhf_guide.training import (
     common_arguments,
     fit,
@@ -98,6 +99,15 @@ def encode_pairs(
             rows.append({"chosen_ids": chosen, "rejected_ids": rejected, **extra})
     _refuse_bad_encoding(counts, max_length)
     return rows, counts
+
+
+class PairTrainer(RewardTrainer):
+    """RewardTrainer that reads what the two conversations of a pair have in common once."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, metrics and logs (see `shared_prompts`)."""
+        with shared_prompts(self.accelerator.unwrap_model(self.model)):
+            return super().compute_loss(*args, **kwargs)
 
 
 def score_margin(pair: dict[str, Any]) -> float:
@@ -160,7 +170,7 @@ def train_reward_model(
     )
     set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model = new_reward_model(base, training_dtype(settings.lora_rank, dtype))
-    trainer = RewardTrainer(
+    trainer = PairTrainer(
         model=model,
         args=RewardConfig(
             **arguments,
