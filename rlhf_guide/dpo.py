@@ -346,16 +346,18 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: b
 
 
 def _save_adapter(model: PeftModel, folder: Path) -> None:
-    """Save the adapter alone, without this machine's path to its base: equal runs are then equal.
+    """Save the adapter alone, so that equal runs leave equal files.
 
-    peft writes the path into the configuration and into an empty card.
+    peft writes this machine's path to the base into the configuration and into an empty card, and
+    the names of the modules in an order that differs from process to process.
     """
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_config.json"
     config = read_json(file)
-    base = "/".join(Path(config["base_model_name_or_path"]).parts[-2:])
-    write_json(file, {**config, "base_model_name_or_path": base})
+    config["base_model_name_or_path"] = "/".join(Path(config["base_model_name_or_path"]).parts[-2:])
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(file, config)
 
 
 def _mean(steps: Sequence[Mapping], key: str) -> float:

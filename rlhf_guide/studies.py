@@ -12,6 +12,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,16 +20,21 @@ import numpy as np
 
 from data_prep import embedded
 from rlhf_guide import oracle
+from rlhf_guide.errors import MissingStage
 from rlhf_guide.evaluation import bootstrap_mean, paired_difference
-from rlhf_guide.files import append_jsonl, read_jsonl
+from rlhf_guide.files import append_jsonl, read_json, read_jsonl, write_json
+from rlhf_guide.machine import keep_freed_memory
+from rlhf_guide.notebook import quieten
 from rlhf_guide.profiles import load_profile, section_dict
 from rlhf_guide.workspace import Stage, Workspace, open_run
 
 Row = dict[str, Any]
 
 STAGE = "reward_data_study"
+RESULTS = Path(__file__).resolve().parent / "study_results"
 PAIRS = 200  # of every arm; the smallest arm has 224
 BASELINE = "all pairs"
+KEEP_HELP = "store the result in the package as well, for the book"
 
 
 def relabelled(pairs: Sequence[Row], prefer: Callable[[Row, Row, str], bool]) -> list[Row]:
@@ -161,6 +167,29 @@ def _summary(found: Sequence[Row], heldout: Sequence[Row], n_boot: int) -> Row:
     }
 
 
+def keep(stage: Stage) -> Path:
+    """Write a finished study's result, with what produced it, where the book finds it."""
+    parts = ("stage", "config", "versions", "device", "dtype", "finished_at", "metrics")
+    file = RESULTS / f"{stage.name}.json"
+    write_json(file, {part: stage.manifest[part] for part in parts})
+    return file
+
+
+def load_study(ws: Workspace, name: str) -> Row:
+    """A study's result: the run folder's own, or the one that comes with the course.
+
+    `metrics` are what was found, `config` and `versions` what produced it, `own` says which of the
+    two it is. Raises MissingStage where there is neither.
+    """
+    try:
+        return {**ws.load(name).manifest, "own": True}
+    except MissingStage:
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            raise
+        return {**read_json(file), "own": False}
+
+
 def main() -> None:
     """Run the study in a run folder."""
     parser = argparse.ArgumentParser(description="which preference pairs a reward model should see")
@@ -168,9 +197,14 @@ def main() -> None:
     parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=PAIRS, help="training pairs of every arm")
+    parser.add_argument("--keep", action="store_true", help=KEEP_HELP)
     given = parser.parse_args()
+    quieten()
+    keep_freed_memory()  # as every notebook does
     ws = open_run(load_profile(given.profile), given.run_dir)
     stage = run_reward_data(ws, given.seeds, given.pairs)
+    if given.keep:
+        print(keep(stage))
     for arm, row in stage.metrics.items():
         interval = row["accuracy"]
         print(f"{arm:32} {interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")

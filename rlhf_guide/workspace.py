@@ -73,6 +73,7 @@ STAGE_NOTEBOOK = {
     "evaluation": "08_evaluation",
     "theory": "09_theory",
     "gallery": "11_failure_gallery",
+    "ablations": "12_ablations",
 }
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets")

@@ -102,10 +102,13 @@ def test_first_loss_is_ln_2(first):
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_a_saved_adapter_names_no_path_of_this_machine(base, first):
+def test_a_saved_adapter_names_no_path_and_its_modules_in_order(base, first):
     names = {path.name for path in first[0].iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors"}
-    assert str(base.parent) not in (first[0] / "adapter_config.json").read_text()
+    text = (first[0] / "adapter_config.json").read_text()
+    assert str(base.parent) not in text
+    modules = json.loads(text)["target_modules"]
+    assert modules == sorted(modules)
 
 
 def test_dpo_loss_equals_what_trl_logs(base, tokenizer, settings, first, tmp_path):
