@@ -34,6 +34,10 @@ LLAMA3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
+# What base models of Llama-3's family end a document with. Their tokenizer's eos becomes the turn's
+# end with the template, but the model may still write this.
+DOCUMENT_END = "<|end_of_text|>"
+
 _PROBE = [{"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}]
 
 
@@ -146,8 +150,14 @@ def end_of_turn_id(tokenizer: Any) -> int:
 
 
 def stop_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
-    """Every token that ends generation: end of turn, the tokenizer's eos, the model's own eos."""
+    """Every token that ends generation.
+
+    End of turn, the tokenizer's eos, the end of a document in Llama-3's vocabulary, and the
+    model's own eos.
+    """
     stops = {end_of_turn_id(tokenizer), tokenizer.eos_token_id}
+    added = tokenizer.added_tokens_decoder
+    stops |= {token for token, known in added.items() if known.content == DOCUMENT_END}
     eos = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     stops |= set(eos) if isinstance(eos, list | tuple) else {eos}
     return sorted(token for token in stops if token is not None)

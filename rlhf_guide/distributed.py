@@ -4,13 +4,15 @@
 
     python -m rlhf_guide.distributed generation --profile paper --iteration 1 --actors 8
     python -m rlhf_guide.distributed generation --profile paper --iteration 1 --shard 3/64
+    python -m rlhf_guide.distributed generation --profile paper --iteration 1 --collect
 
 A piece is one batch of the single-process path, so both give the same rows, bit for bit where
 devices and threads are alike: a seed belongs to its request, not to a place or an order. Actors of
 a Ray Data job, each with its own engine or scorer, take the pieces as they come; an actor that dies
 is restarted and its piece done again. The tasks of a job array (`--shard`) need no Ray. Every piece
 is a Parquet file, named by the hash of what it is made from and written atomically, so a killed
-job goes on where it stopped. At the end the rows go into the one file that the notebook expects.
+job goes on where it stopped. At the end the rows go into the one file that the notebook expects,
+and the stage is finished: with Ray by the job itself, after an array by `--collect`.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -444,7 +447,7 @@ def open_annotation(ws: Any, t: int) -> tuple[Any, AnnotationJob, list[Row], Pat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The answers or rewards of one iteration of a run, before its notebook finishes the stage."""
+    """The answers or rewards of one iteration of a run: a share of them, or the whole stage."""
     options = _parser().parse_args(arguments)
     try:
         print(_command(options))
@@ -466,6 +469,9 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--actors", type=int, help="Ray actors; by default one for each GPU")
     how.add_argument("--shard", metavar="I/N", help="without Ray: every N-th piece from I on")
+    how.add_argument(
+        "--collect", action="store_true", help="join the shards' pieces and finish the stage"
+    )
     return parser
 
 
@@ -486,8 +492,23 @@ def _command(options: argparse.Namespace) -> str:
     if options.shard:
         shard, of = _shard(options.shard)
         return f"{run_shard(job, rows, path, shard, of)} pieces done in {shown(path.parent)}"
-    run(job, rows, path, options.actors)
-    return f"{len(rows)} prompts done in {shown(path)}; notebook 07 finishes the stage."
+    if options.collect:
+        done = collect(job.pieces(rows), rows, path)
+    else:
+        done = run(job, rows, path, options.actors)
+    _finish(ws, options.stage, options.iteration, done)
+    return f"stage {stage.name} has finished: {len(done)} prompts in {shown(path)}"
+
+
+def _finish(ws: Any, stage: str, t: int, rows: list[Row]) -> None:
+    """Finish the stage as notebook 07 does; as every row is there, no model is loaded."""
+    from rlhf_guide.online_stages import sample_answers, score_answers
+
+    if stage == "generation":
+        sample_answers(ws, t, ws.profile)
+    else:
+        scorer = SimpleNamespace(name=rows[0]["reward_model"])
+        score_answers(ws, t, ws.profile, lambda: scorer)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -20,6 +20,8 @@ PANELS = (
             "utility_gain_offline_over_sft": "offline DPO − SFT",
             "utility_gain_over_sft": "online DPO − SFT",
             "utility_gain_over_offline": "online − offline DPO",
+            "seeds_online_minus_sft": "online DPO − SFT, over seeds",
+            "seeds_online_minus_matched": "online − as much offline DPO, over seeds",
         },
     ),
     (
@@ -43,16 +45,18 @@ SVG = {"svg.fonttype": "none", "svg.hashsalt": "rlhf-guide"}
 def headlines(readme: str) -> list[tuple[str, float, list[dict[str, Any]]]]:
     """The figure's panels: axis, value of no difference, and rows of label, value, low, high, n.
 
-    Raises `GuideError` when the README's table lacks one of the metrics.
+    The rows over seeds are there if the run had that study (`online_seeds`). Raises `GuideError`
+    when the README's table lacks another of the metrics.
     """
     found = {name: numbers for name, *numbers in RESULT.findall(readme)}
-    if missing := [name for *_, names in PANELS for name in names if name not in found]:
+    needed = [name for *_, names in PANELS for name in names if not name.startswith("seeds_")]
+    if missing := [name for name in needed if name not in found]:
         raise GuideError(
             f"README.md has no result {', '.join(missing)}: `rlhf-guide report runs/cpu --readme` "
             "writes the table of a finished run."
         )
     return [
-        (axis, null, [_row(label, *found[name]) for name, label in names.items()])
+        (axis, null, [_row(label, *found[name]) for name, label in names.items() if name in found])
         for axis, null, names in PANELS
     ]
 
@@ -101,7 +105,7 @@ def draw_results(path: Path, readme: str) -> None:
     from .figures import BLUE, GREY, STYLE, dot_interval
 
     with matplotlib.rc_context({**STYLE, **SVG}):
-        fig, axes = plt.subplots(1, 2, figsize=(9, 2.4))
+        fig, axes = plt.subplots(1, 2, figsize=(9, 2.8))
         for ax, (axis, null, rows) in zip(axes, headlines(readme), strict=True):
             hues = [BLUE if _told_apart(row, null) else GREY for row in rows]
             dot_interval(ax, [{**row, "color": hue} for row, hue in zip(rows, hues, strict=True)])

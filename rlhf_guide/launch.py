@@ -84,10 +84,10 @@ def _train(
     profile = load_profile(options.profile, **parse_settings(options.set))
     settings = getattr(profile, section)
     steps = accumulation_steps(settings.batch_size, settings.per_device_batch_size)
+    if (warning := require_memory(profile, section, _gpu_memory())) and is_main_process():
+        print(f"warning, estimated before loading: {warning}", file=sys.stderr)
     stay_offline(profile.allow_download)
     quieten()
-    if is_main_process() and (warning := memory_warning(profile, section, _gpu_memory())):
-        print(f"warning, estimated before loading: {warning}", file=sys.stderr)
     with process_group() as group:
         with group.main_process_first():  # one process clears a folder, the others find it ready
             stage = open_stage(open_run(profile, options.run_dir))
@@ -101,14 +101,19 @@ def _train(
         )
 
 
-def memory_warning(profile: Profile, section: str, room: float) -> str:
-    """Why a stage will not fit into `room` bytes a device, or nothing; see `plan`.
+def require_memory(profile: Profile, section: str, room: float) -> str:
+    """Refuse a stage whose model cannot lie in `room` bytes a device; else a warning, or nothing.
 
-    An empty answer also where there is no GPU, or where the base model's sizes are not known.
+    Weights, gradients and optimizer state are counted: where they alone are too large, GuideError
+    (see `plan.require_fit`). Activations are estimated, so with them it is a warning. Nothing is
+    said where there is no GPU (`room` 0), where the launcher keeps state in main memory
+    (offloading), or where the base model's sizes are not known.
     """
     from . import plan
     from .training import world_size
 
+    if not room or _offloads():
+        return ""
     settings = getattr(profile, section)
     judge = section in ("reward_model", "preference_model")
     try:
@@ -126,8 +131,10 @@ def memory_warning(profile: Profile, section: str, room: float) -> str:
         head=section != "reward_model",
     )
     cost = dict.fromkeys(("steps", "tokens", "hours", "dollars"), 0)
+    counted = {name: memory[name] for name in ("weights", "gradients", "optimizer")}
+    plan.require_fit([plan.StagePlan(name=section, memory=counted, room=room, **cost)])
     usable = plan.assumed("usable_memory") * room
-    return plan.StagePlan(name=section, memory=memory, room=usable, **cost).warning if room else ""
+    return plan.StagePlan(name=section, memory=memory, room=usable, **cost).warning
 
 
 def _strategy() -> str:
@@ -135,6 +142,13 @@ def _strategy() -> str:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
     return "fsdp2" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "ddp"
+
+
+def _offloads() -> bool:
+    """Whether the launcher was asked to keep weights or optimizer state off the devices."""
+    names = ("OPTIMIZER", "PARAM")
+    zero = [os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{name}_DEVICE", "none") for name in names]
+    return os.environ.get("FSDP_OFFLOAD_PARAMS") == "true" or zero != ["none", "none"]
 
 
 def _gpu_memory() -> float:
@@ -153,7 +167,8 @@ def process_group() -> Iterator[Any]:
     """Join the launcher's processes, each with its own device, and wait for all at the end.
 
     Gives accelerate's `PartialState`; without a launcher it is a group of one. Raises
-    ParameterError when a machine has more processes than GPUs.
+    ParameterError when a machine has more processes than GPUs, GuideError when another process of
+    the group is lost.
     """
     import torch
     from accelerate import PartialState
@@ -165,8 +180,25 @@ def process_group() -> Iterator[Any]:
         cpu = False
     group = PartialState(cpu=cpu)
     atexit.register(group.destroy_process_group)
-    yield group
-    group.wait_for_everyone()
+    try:
+        yield group
+        group.wait_for_everyone()
+    except RuntimeError as error:
+        if not _lost_a_process(error):
+            raise
+        raise GuideError(
+            "the connection to another process of this job broke; the log of the process or node "
+            "that ended first says why. Give the same command again: finished stages are kept, and "
+            f"training goes on from its last checkpoint. ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    """NCCL's errors have a class of their own; gloo's only have their words."""
+    from torch.distributed import DistError
+
+    said = str(error)
+    return isinstance(error, DistError) or "closed by peer" in said or "reset by peer" in said
 
 
 def _check_devices(gpus: int) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from rlhf_guide import embedded
-from rlhf_guide.chat import CHATML, LLAMA3, check_template, end_of_turn_id
+from rlhf_guide.chat import CHATML, LLAMA3, check_template, end_of_turn_id, stop_token_ids
 from rlhf_guide.errors import DownloadRefused, TemplateError
 
 # Tokens that published vocabularies reserve and chat templates never write.
@@ -46,7 +46,7 @@ def resolve_model(name: str, allow_download: bool = False) -> Path:
     """Local folder of a model: embedded name, existing folder, or Hub id.
 
     Raises WeightsError (embedded weights missing or corrupt) and DownloadRefused (a Hub id that
-    is not in the local cache, without permission to download it).
+    is not in the local cache, without permission to download it, yours or its owner's).
     """
     if name in embedded.NAMES:
         return embedded.folder(name)
@@ -58,7 +58,7 @@ def resolve_model(name: str, allow_download: bool = False) -> Path:
 def _hub_folder(name: str, allow_download: bool) -> Path:
     """Folder of a Hub model in the local Hub cache, downloaded first where that is allowed."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
@@ -73,7 +73,13 @@ def _hub_folder(name: str, allow_download: bool) -> Path:
                 f"folder or one of {', '.join(embedded.NAMES)}."
             ) from error
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    return Path(snapshot_download(name, allow_patterns=patterns))
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError as error:
+        raise DownloadRefused(
+            f"model {name!r} is gated: accept its licence on its page on the Hub, then log in with "
+            "`hf auth login` or set HF_TOKEN, and give the same command again."
+        ) from error
 
 
 def choose_device(dtype: str | torch.dtype = "auto") -> tuple[torch.device, torch.dtype, str]:
@@ -167,14 +173,14 @@ def save_model(
     """Save weights (safetensors, in the model's own data type) with their tokenizer.
 
     Padding and end tokens go into the model's configuration as well, so that every library that
-    opens the folder pads with one token and stops at the other.
+    opens the folder pads with the one and stops at each of the others.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.eos_token_id = stop_token_ids(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

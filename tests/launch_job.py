@@ -6,17 +6,21 @@ accelerate launch --config_file rlhf_guide/configs/ddp.yaml --num_processes 2 \
 
 import os
 import shutil
+import signal
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from rlhf_guide import dpo, online_stages, reward_model, sft
 from rlhf_guide.launch import main
 from rlhf_guide.models import load_tokenizer, resolve_model
 from rlhf_guide.profiles import load_profile
-from rlhf_guide.workspace import open_run, write_jsonl
+from rlhf_guide.training import is_main_process
+from rlhf_guide.workspace import Stage, open_run, write_jsonl
 
 # A stage's folder, program, section of the profile and numbers. Four examples a step, which divide
 # the eight packed blocks and the twelve pairs. Each trains other weights: all of a model whose
@@ -47,10 +51,25 @@ STAGES = {
 }
 
 
-def member(folder: Path, environment: dict[str, str]) -> None:
+def member(environment: dict[str, str], folder: Path) -> None:
     """One process of the job, started with what a launcher would set for it."""
     os.environ.update(environment)
     run(folder)
+
+
+def lose_one(environment: dict[str, str]) -> None:
+    """One process of a job whose second process is killed while the first waits for it."""
+    os.environ.update(environment)
+
+    def train_stage(_stage: Stage) -> dict:
+        if not is_main_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        torch.distributed.barrier()
+        return {"metrics": {}}
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--run-dir", folder, "--set", "sft_batch_size=2"]
+        main("sft", lambda ws: ws.stage("sft", {}), train_stage, options)
 
 
 def run(folder: Path) -> None:

@@ -33,9 +33,11 @@ def test_the_figure_s_words_say_which_intervals_show_no_difference():
     assert words.count("no difference shown") == 3
 
 
-def test_the_table_has_a_row_a_result():
+def test_the_table_has_a_row_a_result_and_the_seeds_where_they_were_studied():
     rows = headlines.table(README).splitlines()[2:]
     assert len(rows) == 7
+    studied = README + "\n| seeds_online_minus_sft | 0.050 | 0.010 to 0.090 | 104 |"
+    assert "online DPO − SFT, over seeds | 0.050 |" in headlines.table(studied)
     assert (
         "| gain in true utility, points: online DPO − SFT | 0.080 | 0.028 to 0.132 | 104 |" in rows
     )

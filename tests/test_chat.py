@@ -137,7 +137,7 @@ def test_a_header_that_ends_inside_a_token_is_refused():
         check_template(_tokenizer(LLAMA3, turns, "<|begin_of_text|>"))
 
 
-def test_stop_tokens_hold_turn_end_and_document_end(llama3, chatml):
+def test_stop_tokens_hold_turn_end_and_eos(llama3, chatml):
     assert stop_token_ids(chatml) == [2]
     assert stop_token_ids(llama3) == sorted(
         [llama3.eos_token_id, llama3.convert_tokens_to_ids("<|eot_id|>")]

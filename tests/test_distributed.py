@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_guide import distributed, generation
+from rlhf_guide import distributed, generation, online_stages
 from rlhf_guide.annotation import annotate
 from rlhf_guide.errors import GuideError, ParameterError
 from rlhf_guide.files import read_jsonl
 from rlhf_guide.models import load_tokenizer, resolve_model, save_model
 from rlhf_guide.profiles import load_profile
 from rlhf_guide.reward_model import RewardScorer, new_reward_model
+from rlhf_guide.workspace import open_run, write_jsonl
 
 SETTINGS = replace(load_profile("smoke").generation, max_new_tokens=8, batch_size=6)
 TEMPERATURES = (1.0, 1.0, 0.7)
@@ -74,6 +76,54 @@ def test_pieces_of_other_settings_are_not_taken(job, change):
 
     assert names(job) == names(replace(job))
     assert not names(job) & names(replace(job, **change))
+
+
+@pytest.fixture
+def online_run(tiny, tmp_path):
+    """A run with what the first iteration reads: prompts, a policy and a reward model."""
+    ws = open_run(load_profile("smoke"), tmp_path / "run")
+    data = ws.stage("data", {})
+    write_jsonl(data.dir / "prompts_online_1.jsonl", PROMPTS)
+    data.finish()
+    sft = ws.stage("sft", {}, ["data"])
+    shutil.copytree(tiny, sft.dir / "model")
+    sft.finish()
+    reward = ws.stage("reward_model", {}, ["data"])
+    save_model(new_reward_model(tiny), load_tokenizer(tiny), reward.dir / "model")
+    reward.finish()
+    return ws
+
+
+def test_an_array_and_its_collection_finish_an_iteration_s_stages(online_run, capsys, monkeypatch):
+    """What Slurm's driver starts, a lost task in between; notebook 07 finds nothing to do."""
+
+    def command(stage, *how):
+        numbers = ["--set", "generation_batch_size=4", "--set", "generation_max_new_tokens=8"]
+        options = ["--profile", "smoke", "--run-dir", str(online_run.path), *numbers, *how]
+        code = distributed.main([stage, *options])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    def never():
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("rlhf_guide.notebook.quieten", lambda: None)
+    monkeypatch.setattr("rlhf_guide.notebook.stay_offline", lambda allowed: None)
+    assert command("annotation", "--shard", "0/1")[0] == 1, "there are no answers yet"
+    assert command("generation", "--shard", "0/2")[0] == 0
+    code, said = command("generation", "--collect")
+    assert code == 1
+    assert "2 of 4 pieces are not done yet" in said
+    assert command("generation", "--shard", "1/2")[0] == 0
+    assert command("generation", "--collect")[0] == 0
+    assert command("annotation", "--shard", "0/1")[0] == 0
+    assert "4 prompts" in command("annotation", "--collect")[1]
+    assert "nothing to do" in command("annotation", "--collect")[1]
+    numbers = {"generation_batch_size": 4, "generation_max_new_tokens": 8}
+    profile = load_profile("smoke", **numbers)
+    assert online_stages.sample_answers(online_run, 1, profile).metrics["responses"] == 16
+    scored = online_stages.score_answers(online_run, 1, profile, never)
+    assert scored.metrics["fewer_answers"] == 0
 
 
 def test_wrong_shards_are_refused(job, tmp_path):

@@ -8,6 +8,7 @@ import csv
 import importlib.util
 import multiprocessing
 import shutil
+import signal
 import socket
 
 import launch_job
@@ -17,7 +18,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from rlhf_guide import launch, tracking
-from rlhf_guide.errors import ParameterError
+from rlhf_guide.errors import GuideError, ParameterError
 from rlhf_guide.profiles import load_profile
 
 STRATEGIES = ("ddp", "fsdp2")
@@ -54,16 +55,20 @@ def results(tmp_path_factory):
 
 def start_processes(folder, environments):
     """Run the job in one process for each environment, and wait until all have succeeded."""
+    members = members_of("member", [(each, folder) for each in environments])
+    assert [each.exitcode for each in members] == [0] * len(members)
+
+
+def members_of(name, arguments):
+    """Processes that have run a function of `launch_job`, one for each tuple of arguments."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["launch_job"])
-    members = [
-        context.Process(target=launch_job.member, args=(folder, each)) for each in environments
-    ]
+    members = [context.Process(target=getattr(launch_job, name), args=each) for each in arguments]
     for each in members:
         each.start()
     for each in members:
         each.join()
-    assert [each.exitcode for each in members] == [0] * len(members)
+    return members
 
 
 def group_of_two(environment):
@@ -157,13 +162,34 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_opened(mon
     assert "a number of processes that divides 32" in capsys.readouterr().err
 
 
-def test_a_model_that_does_not_fit_is_named_before_it_is_loaded(monkeypatch):
-    paper, room = load_profile("paper"), 80e9
-    assert "sft does not fit" in launch.memory_warning(paper, "sft", room)
-    assert launch.memory_warning(paper, "sft", 0) == "", "without a GPU nothing is known"
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_opened(monkeypatch, capsys):
+    def never(_):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(launch, "_gpu_memory", lambda: 80e9)
+    with pytest.raises(SystemExit):
+        launch.main("sft", never, never, ["--profile", "paper"])
+    assert "sft does not fit: 128 GB a device, 80 GB" in capsys.readouterr().err
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    assert launch.require_memory(load_profile("paper"), "sft", 80e9) == "", "kept elsewhere"
+
+
+def test_what_is_only_estimated_is_a_warning(monkeypatch):
+    paper = load_profile("paper")
+    assert launch.require_memory(paper, "sft", 0) == "", "without a GPU nothing is known"
     for name, value in {**launcher_environment("fsdp2"), "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
-    assert launch.memory_warning(paper, "reward_model", room) == ""
+    assert launch.require_memory(paper, "reward_model", 80e9) == ""
+    assert "sft does not fit" in launch.require_memory(paper, "sft", 25e9)
+    with pytest.raises(GuideError, match="16 GB a device, 15 GB usable"):
+        launch.require_memory(paper, "sft", 15e9)
+
+
+def test_a_lost_process_is_named_with_the_way_on(capfd):
+    """Of two processes that wait for each other one is killed; the other must say what to do."""
+    members = members_of("lose_one", [(each,) for each in group_of_two({})])
+    assert [each.exitcode for each in members] == [1, -signal.SIGKILL]
+    assert "error (process 0): the connection to another process" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb"])

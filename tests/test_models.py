@@ -1,7 +1,11 @@
 """Models: embedded weights are checked, loading and saving keep every bit, downloads are asked."""
 
+from types import SimpleNamespace
+
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from rlhf_guide import embedded
 from rlhf_guide.chat import CHATML, end_of_turn_id
@@ -103,6 +107,17 @@ def test_device_reason_is_in_words():
 
 def test_a_local_folder_is_itself(tmp_path):
     assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_a_gated_model_says_how_to_get_it(monkeypatch):
+    def gated(name, local_files_only=False, **_):
+        if local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", gated)
+    with pytest.raises(DownloadRefused, match=r"is gated: accept its licence.*HF_TOKEN"):
+        resolve_model("meta-llama/Meta-Llama-3-8B", allow_download=True)
 
 
 def test_hub_download_is_refused_and_the_switch_named(monkeypatch):

@@ -22,7 +22,11 @@ LLAMA3 = LlamaConfig(
     num_key_value_heads=8,
     vocab_size=128_256,
     max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
     tie_word_embeddings=False,
+    bos_token_id=128_000,
+    eos_token_id=128_001,
 )
 SMALL = {
     "hidden_size": 256,

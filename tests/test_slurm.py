@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import rlhf_guide
+from rlhf_guide.profiles import load_profile
 
 FOLDER = Path(rlhf_guide.__file__).parent / "slurm"
 FILES = sorted(FOLDER.iterdir())
 ARGUMENTS = ["--profile", "paper", "--run-dir", "runs/a b"]
+ITERATIONS = load_profile("paper").online.iterations
 
 RECORD = '#!/bin/bash\nprintf "%s|" "$(basename "$0")" "$@" >> "$LOG"\necho >> "$LOG"\n'
 FAKES = {
@@ -67,22 +69,42 @@ def test_shellcheck_finds_nothing():
 
 def test_the_driver_chains_every_stage_to_the_one_before(run):
     calls = run("submit.sh", *ARGUMENTS, NODES="2", TASKS="4")
-    files = [next(Path(a).stem for a in call if a.endswith(".sbatch")) for call in calls]
-    assert files == [
+    assert [words(call)[0] for call in calls] == [
         "notebooks",
         *["training", "notebooks"] * 3,
         "training",
-        "generation",
+        *["generation", "collect", "generation", "collect", "training"] * ITERATIONS,
         "notebooks",
     ]
-    trained = [call[call.index(a) + 1] for call in calls for a in call if a.endswith("ing.sbatch")]
-    assert trained == ["sft", "reward_model", "preference_model", "dpo"]
+    trained = [words(call)[1] for call in calls if words(call)[0] == "training"]
+    online = ["online_stages"] * ITERATIONS
+    assert trained == ["sft", "reward_model", "preference_model", "dpo", *online]
     for number, call in enumerate(calls):
         after = [a for a in call if a.startswith("--dependency")]
         assert after == ([f"--dependency=afterok:{number}"] if number else [])
         assert call[call.index("--profile") :][:4] == ARGUMENTS
-    assert "--nodes=2" in calls[1]
-    assert "--array=0-3" in calls[-2]
+        assert ("--nodes=2" in call) == (words(call)[0] == "training")
+        assert ("--array=0-3" in call) == (words(call)[0] == "generation")
+
+
+def test_each_iteration_draws_scores_and_trains_in_this_order(run):
+    calls = [words(call) for call in run("submit.sh", *ARGUMENTS)][-5 * ITERATIONS - 1 : -1]
+    steps = [
+        ("generation", "generation"),
+        ("collect", "generation"),
+        ("generation", "annotation"),
+        ("collect", "annotation"),
+        ("training", "online_stages"),
+    ]
+    assert [call[:4] for call in calls] == [
+        [*step, "--iteration", str(t)] for t in range(1, ITERATIONS + 1) for step in steps
+    ]
+
+
+def words(call):
+    """What a submitted job runs: the name of its file, and the file's arguments."""
+    place = next(i for i, word in enumerate(call) if word.endswith(".sbatch"))
+    return [Path(call[place]).stem, *call[place + 1 :]]
 
 
 def test_the_driver_stops_when_a_job_is_refused(run):
@@ -109,6 +131,12 @@ def test_the_array_covers_every_shard_once(run, first):
 
 def test_a_job_without_an_array_is_refused(run):
     assert run("generation.sbatch", "generation", code=1) == []
+
+
+def test_collecting_finishes_the_stage_of_the_array(run):
+    (call,) = run("collect.sbatch", "annotation", *ARGUMENTS)
+    module = ["python", "-m", "rlhf_guide.distributed"]
+    assert call == [*module, "annotation", *ARGUMENTS, "--collect"]
 
 
 def test_two_nodes_start_sixteen_processes_with_the_first_as_meeting_point(run):

@@ -3,9 +3,10 @@
 #
 #   bash submit.sh --profile paper --run-dir runs/paper
 #
-# NODES (default 1) is the number of nodes of a training job, TASKS (default 8) that of the array
-# that draws the first iteration's answers. After a failure mend the cause and give the same command
-# again: finished stages are found in the run folder and end within minutes.
+# NODES (default 1) is the number of nodes of a training job, TASKS (default 8) the number of tasks
+# that draw or score an iteration's answers. After a failure mend the cause and give the same command
+# again: finished stages are found in the run folder and end within minutes, unfinished ones go on.
+# Notebook 07 comes last: it validates the policies, for whose training nothing is left to do.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -28,7 +29,18 @@ notebook() {
 }
 
 train() {
-    submit "--nodes=$nodes" "$here/training.sbatch" "$1" "${arguments[@]}"
+    submit "--nodes=$nodes" "$here/training.sbatch" "$@" "${arguments[@]}"
+}
+
+answers() {
+    submit "--array=0-$((tasks - 1))" "$here/generation.sbatch" "$@" "${arguments[@]}"
+    submit "$here/collect.sbatch" "$@" "${arguments[@]}"
+}
+
+iteration() {
+    answers generation --iteration "$1"
+    answers annotation --iteration "$1"
+    train online_stages --iteration "$1"
 }
 
 arguments=("$@")
@@ -40,5 +52,7 @@ notebook 03
 train preference_model
 notebook 04-05
 train dpo
-submit "--array=0-$((tasks - 1))" "$here/generation.sbatch" generation "${arguments[@]}"
+iteration 1
+iteration 2
+iteration 3
 notebook 06-08
