@@ -4,6 +4,7 @@ accelerate launch --config_file rlhf_guide/configs/ddp.yaml --num_processes 2 \
     tests/launch_job.py FOLDER
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -57,8 +58,11 @@ def member(environment: dict[str, str], folder: Path) -> None:
     run(folder)
 
 
-def lose_one(environment: dict[str, str]) -> None:
-    """One process of a job whose second process is killed while the first waits for it."""
+def lose_one(environment: dict[str, str], said: Path) -> None:
+    """One process of a job whose second process is killed while the first waits for it.
+
+    What the first prints as an error goes to the file `said`: a fork server's is its own.
+    """
     os.environ.update(environment)
 
     def train_stage(_stage: Stage) -> dict:
@@ -69,7 +73,8 @@ def lose_one(environment: dict[str, str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         options = ["--run-dir", folder, "--set", "sft_batch_size=2"]
-        main("sft", lambda ws: ws.stage("sft", {}), train_stage, options)
+        with said.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+            main("sft", lambda ws: ws.stage("sft", {}), train_stage, options)
 
 
 def run(folder: Path) -> None:

@@ -185,11 +185,12 @@ def test_what_is_only_estimated_is_a_warning(monkeypatch):
         launch.require_memory(paper, "sft", 15e9)
 
 
-def test_a_lost_process_is_named_with_the_way_on(capfd):
+def test_a_lost_process_is_named_with_the_way_on(tmp_path):
     """Of two processes that wait for each other one is killed; the other must say what to do."""
-    members = members_of("lose_one", [(each,) for each in group_of_two({})])
+    said = tmp_path / "said.txt"
+    members = members_of("lose_one", [(each, said) for each in group_of_two({})])
     assert [each.exitcode for each in members] == [1, -signal.SIGKILL]
-    assert "error (process 0): the connection to another process" in capfd.readouterr().err
+    assert "error (process 0): the connection to another process" in said.read_text()
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "tensorboard", "wandb"])
