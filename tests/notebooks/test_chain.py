@@ -60,7 +60,7 @@ def results(run):
 
 
 def test_one_line_of_progress_for_each_notebook(run):
-    assert len(NOTEBOOKS) == 12
+    assert len(NOTEBOOKS) == 13
     for path in NOTEBOOKS:
         assert re.search(rf"^{path.stem} … ok ", run[1], re.MULTILINE)
 
