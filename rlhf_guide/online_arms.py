@@ -10,9 +10,8 @@ arm has seen: the third slice and the validation prompts, never the evaluation p
 the result may be used to choose settings. A killed study goes on.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,11 +22,16 @@ from rlhf_guide import oracle
 from rlhf_guide.annotation import annotate
 from rlhf_guide.batching import sample_rows
 from rlhf_guide.dpo import train_dpo
-from rlhf_guide.errors import ParameterError
-from rlhf_guide.evaluation import bootstrap_mean, paired_difference
+from rlhf_guide.errors import DataError, ParameterError
+from rlhf_guide.evaluation import (
+    bootstrap_mean,
+    format_cell,
+    judge,
+    knows_truth,
+    paired_difference,
+)
 from rlhf_guide.files import append_jsonl, read_jsonl
 from rlhf_guide.generation import answer_config, generate
-from rlhf_guide.machine import keep_freed_memory
 from rlhf_guide.models import (
     choose_device,
     load_policy,
@@ -35,7 +39,6 @@ from rlhf_guide.models import (
     resolve_model,
     save_model,
 )
-from rlhf_guide.notebook import quieten
 from rlhf_guide.online_stages import (
     REWARDS,
     iteration_prompts,
@@ -44,11 +47,11 @@ from rlhf_guide.online_stages import (
     stage_name,
 )
 from rlhf_guide.policies import Policy, model_folder, policy_location, sft_policy
-from rlhf_guide.profiles import Profile, load_profile, section_dict
+from rlhf_guide.profiles import Profile, section_dict
 from rlhf_guide.reward_model import RewardScorer, train_reward_model
 from rlhf_guide.selection import build_pairs
-from rlhf_guide.studies import KEEP_HELP, keep, relabelled
-from rlhf_guide.workspace import Stage, Workspace, open_run
+from rlhf_guide.studies import keep, open_study, relabelled, study_parser
+from rlhf_guide.workspace import Stage, Workspace
 
 Row = dict[str, Any]
 
@@ -90,8 +93,12 @@ AGAINST |= {STORED: BASE, SECOND: BASE, MOVING: SECOND}
 
 
 def run_arms(ws: Workspace, seeds: int = 3, prompts: int = PROMPTS) -> Stage:
-    """Train and judge every arm with every seed, store the rows, finish with the intervals."""
+    """Train and judge every arm with every seed, store the rows, finish with the intervals.
+
+    Raises DataError for real data, whose true utility nobody knows.
+    """
     profile = ws.profile
+    require_truth(unseen(ws))
     config = {
         **section_dict(profile.dpo),
         **answer_config(profile.generation),
@@ -100,6 +107,10 @@ def run_arms(ws: Workspace, seeds: int = 3, prompts: int = PROMPTS) -> Stage:
         "answers": ANSWERS,
         "verbose_pairs": VERBOSE_PAIRS,
         "verbosity_bias": VERBOSITY_BIAS,
+        "verbose_reward_model": section_dict(profile.reward_model),
+        "temperature": profile.evaluation.temperature,
+        "arms": {name: asdict(arm) for name, arm in ARMS.items()},
+        "seed": profile.seed,
         "seeds": seeds,
     }
     stage = ws.stage(STAGE, config, ["data", "sft", "reward_model"])
@@ -175,13 +186,12 @@ class _Study:
         return sample_rows(rows, self.stage.config["prompts"], seed)
 
     def _scorer(self, name: str) -> RewardScorer:
-        length = self.profile.reward_model.max_length
-        folder = model_folder(self.ws.load("reward_model"))
-        if name == "verbose":
-            folder = self.stage.dir / "verbose_reward_model"
-            if not (folder / "tokenizer_config.json").exists():  # what is saved last
-                self._train_verbose(folder)
-        return RewardScorer(folder, self.dtype, length)
+        folder = self.stage.dir / "verbose_reward_model"
+        if name == "course":
+            folder = model_folder(self.ws.load("reward_model"))
+        elif not (folder / "tokenizer_config.json").exists():  # what is saved last
+            self._train_verbose(folder)
+        return RewardScorer(folder, self.dtype, self.profile.reward_model.max_length)
 
     def _train_verbose(self, folder: Path) -> None:
         profile = self.profile
@@ -269,13 +279,21 @@ def judge_policy(
 
 def true_utilities(rows: Sequence[Row]) -> tuple[list[float], float]:
     """Mean utility of each row's answers, and the mean length of an answer in characters."""
-    utilities = [
-        float(np.mean([oracle.utility(row, x["text"], x["finish_reason"]).total for x in answers]))
-        for row in rows
-        if (answers := row["responses"])
-    ]
-    texts = [answer["text"] for row in rows for answer in row["responses"]]
-    return utilities, float(np.mean([len(text) for text in texts]))
+    by_prompt: dict[str, list[float]] = {}
+    answers = judge(rows)
+    for answer in answers:
+        by_prompt.setdefault(answer["prompt_id"], []).append(answer["utility"])
+    utilities = [float(np.mean(values)) for values in by_prompt.values()]
+    return utilities, float(np.mean([answer["characters"] for answer in answers]))
+
+
+def require_truth(prompts: Sequence[Row]) -> None:
+    """Raise DataError where the prompts do not know what a good answer is: on real data."""
+    if not knows_truth(prompts):
+        raise DataError(
+            "this study measures the true utility, which only the embedded prompts have: run it on "
+            "a run folder made with data_source=embedded."
+        )
 
 
 def repeat_arm(ws: Workspace, name: str, prompts: int = PROMPTS) -> Row:
@@ -342,19 +360,12 @@ def summary(rows: Sequence[Row], n_boot: int) -> dict[str, Row]:
 
 def main() -> None:
     """Run the study in a run folder."""
-    parser = argparse.ArgumentParser(description="what matters in an online iteration")
-    parser.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
-    parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_parser("what matters in an online iteration")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of an iteration")
-    parser.add_argument("--keep", action="store_true", help=KEEP_HELP)
     given = parser.parse_args()
-    quieten()
-    keep_freed_memory()  # as every notebook does
-    ws = open_run(load_profile(given.profile), given.run_dir)
-    stage = run_arms(ws, given.seeds, given.prompts)
+    stage = run_arms(open_study(given), given.seeds, given.prompts)
     for name, row in stage.metrics.items():
-        print(f"{name:36} {row['utility']['value']:.3f}")
+        print(f"{name:36} {format_cell(row['utility'])}  gain {format_cell(row.get('gain'))}")
     if given.keep:
         print(keep(stage))
 

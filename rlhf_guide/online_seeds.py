@@ -9,7 +9,6 @@ first seed is the run's own; each further one has a run folder beside it, which 
 stages. The course compares one run with offline DPO on fewer pairs: what is missing there is here.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,18 +19,16 @@ import numpy as np
 
 from rlhf_guide.batching import sample_rows
 from rlhf_guide.dpo import train_dpo
-from rlhf_guide.evaluation import bootstrap_mean, paired_difference
+from rlhf_guide.evaluation import bootstrap_mean, format_cell, paired_difference
 from rlhf_guide.evaluation_answers import evaluation_answers, evaluation_prompts
 from rlhf_guide.files import append_jsonl, read_jsonl
 from rlhf_guide.generation import answer_config
-from rlhf_guide.machine import keep_freed_memory
 from rlhf_guide.models import choose_device
-from rlhf_guide.notebook import quieten
 from rlhf_guide.online import run_online
-from rlhf_guide.online_arms import judge_policy, true_utilities
+from rlhf_guide.online_arms import judge_policy, require_truth, true_utilities
 from rlhf_guide.policies import chosen_policy, policy_location, sft_policy
-from rlhf_guide.profiles import load_profile, section_dict
-from rlhf_guide.studies import KEEP_HELP, keep
+from rlhf_guide.profiles import section_dict
+from rlhf_guide.studies import keep, open_study, study_parser
 from rlhf_guide.workspace import Stage, Workspace, open_run
 
 Row = dict[str, Any]
@@ -50,14 +47,18 @@ DIFFERENCES = {
 def run_seeds(ws: Workspace, seeds: int = 3) -> Stage:
     """Train both policies with every seed, judge them, finish with the intervals.
 
-    Raises MissingStage before the run has its reward model and its SFT policy's answers.
+    Raises MissingStage before the run has its reward model and its SFT policy's answers, DataError
+    for real data, whose true utility nobody knows.
     """
     profile = ws.profile
+    require_truth(evaluation_prompts(ws, profile))
     config = {
         "dpo": section_dict(profile.dpo),
         "online": section_dict(profile.online),
         **answer_config(profile.generation),
         "answers": ANSWERS,
+        "temperature": profile.evaluation.temperature,
+        "seed": profile.seed,
         "seeds": seeds,
     }
     stage = ws.stage(STAGE, config, [*BORROWED, "evaluation_answers_sft"])
@@ -94,8 +95,8 @@ def _utilities(ws: Workspace, stage: Stage, name: str, seed: int) -> Row:
         run_online(run, profile)
         policy = chosen_policy(run)
     else:
-        policy = sft_policy(ws)[0], _matched(ws, stage.dir / f"offline_{seed}", seed)
-        policy = policy_location(*policy)
+        trained = _matched(ws, stage.dir / f"offline_{seed}", seed)
+        policy = policy_location(sft_policy(ws)[0], trained)
     prompts = evaluation_prompts(ws, ws.profile)
     utilities, characters = judge_policy(policy, prompts, ANSWERS, seed, profile)
     return {"utility": utilities, "characters": characters}
@@ -131,19 +132,10 @@ def summary(start: Sequence[float], rows: Sequence[Row], n_boot: int) -> Row:
 
 def main() -> None:
     """Run the study in a run folder."""
-    parser = argparse.ArgumentParser(description="the main result over several seeds")
-    parser.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
-    parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--keep", action="store_true", help=KEEP_HELP)
-    given = parser.parse_args()
-    quieten()
-    keep_freed_memory()  # as every notebook does
-    stage = run_seeds(open_run(load_profile(given.profile), given.run_dir), given.seeds)
-    for name, row in stage.metrics.items():
-        if name.endswith("_of_seeds"):
-            continue
-        print(f"{name:36} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    given = study_parser("the main result over several seeds").parse_args()
+    stage = run_seeds(open_study(given), given.seeds)
+    for name in ("sft", *POLICIES, *DIFFERENCES):
+        print(f"{name:24} {format_cell(stage.metrics[name])}")
     if given.keep:
         print(keep(stage))
 

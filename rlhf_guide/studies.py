@@ -21,7 +21,7 @@ import numpy as np
 from data_prep import embedded
 from rlhf_guide import oracle
 from rlhf_guide.errors import MissingStage
-from rlhf_guide.evaluation import bootstrap_mean, paired_difference
+from rlhf_guide.evaluation import bootstrap_mean, format_cell, paired_difference
 from rlhf_guide.files import append_jsonl, read_json, read_jsonl, write_json
 from rlhf_guide.machine import keep_freed_memory
 from rlhf_guide.notebook import quieten
@@ -34,7 +34,6 @@ STAGE = "reward_data_study"
 RESULTS = Path(__file__).resolve().parent / "study_results"
 PAIRS = 200  # of every arm; the smallest arm has 224
 BASELINE = "all pairs"
-KEEP_HELP = "store the result in the package as well, for the book"
 
 
 def relabelled(pairs: Sequence[Row], prefer: Callable[[Row, Row, str], bool]) -> list[Row]:
@@ -190,24 +189,35 @@ def load_study(ws: Workspace, name: str) -> Row:
         return {**read_json(file), "own": False}
 
 
-def main() -> None:
-    """Run the study in a run folder."""
-    parser = argparse.ArgumentParser(description="which preference pairs a reward model should see")
+def study_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all studies have."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
     parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="training pairs of every arm")
-    parser.add_argument("--keep", action="store_true", help=KEEP_HELP)
-    given = parser.parse_args()
+    parser.add_argument(
+        "--keep", action="store_true", help="store the result in the package, for the book"
+    )
+    return parser
+
+
+def open_study(given: argparse.Namespace) -> Workspace:
+    """The run folder that the options name, in a process as quiet and as fast as a notebook's."""
     quieten()
-    keep_freed_memory()  # as every notebook does
-    ws = open_run(load_profile(given.profile), given.run_dir)
-    stage = run_reward_data(ws, given.seeds, given.pairs)
+    keep_freed_memory()
+    return open_run(load_profile(given.profile), given.run_dir)
+
+
+def main() -> None:
+    """Run the study in a run folder."""
+    parser = study_parser("which preference pairs a reward model should see")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="training pairs of every arm")
+    given = parser.parse_args()
+    stage = run_reward_data(open_study(given), given.seeds, given.pairs)
+    for arm, row in stage.metrics.items():
+        print(f"{arm:32} {format_cell(row['accuracy'])}")
     if given.keep:
         print(keep(stage))
-    for arm, row in stage.metrics.items():
-        interval = row["accuracy"]
-        print(f"{arm:32} {interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from data_prep.embedded import load_prompts
 from rlhf_guide import online_arms as study
-from rlhf_guide.errors import MissingStage, ParameterError
+from rlhf_guide.errors import DataError, MissingStage, ParameterError
 from rlhf_guide.files import read_jsonl, write_json, write_jsonl
 from rlhf_guide.online_arms import AGAINST, ARMS, BASE, MOVING, SECOND, START, STORED, arm_pairs
 from rlhf_guide.online_stages import REWARDS
@@ -252,11 +252,17 @@ def test_one_arm_is_repeated_on_the_pairs_of_the_study(done):
 def test_true_utilities_are_means_of_a_prompt_s_answers():
     prompt = load_prompts("validation")[0]
     answers = [
-        {"text": prompt["reference"], "finish_reason": "stop"},
-        {"text": "No.", "finish_reason": "stop"},
+        {"text": prompt["reference"], "finish_reason": "stop", "n_tokens": 3},
+        {"text": "No.", "finish_reason": "stop", "n_tokens": 3},
     ]
     each = [study.true_utilities([{**prompt, "responses": [answer]}])[0][0] for answer in answers]
     both, characters = study.true_utilities([{**prompt, "responses": answers}])
     assert each[0] > each[1]
     assert both == pytest.approx([sum(each) / 2])
     assert characters == (len(prompt["reference"]) + 3) / 2
+
+
+def test_real_data_is_refused_before_anything_is_drawn():
+    study.require_truth([{"facts": []}])
+    with pytest.raises(DataError, match="data_source=embedded"):
+        study.require_truth([{"prompt_id": "p"}])

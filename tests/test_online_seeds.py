@@ -82,7 +82,7 @@ def test_a_killed_study_goes_on_and_its_control_has_equal_volume(ws, monkeypatch
         study, "run_online", lambda run, profile: played.append((run.path, profile))
     )
     monkeypatch.setattr(study, "chosen_policy", lambda run: ("online", run.path))
-    monkeypatch.setattr(study, "evaluation_prompts", lambda *_: [{}, {}])
+    monkeypatch.setattr(study, "evaluation_prompts", lambda *_: [{"facts": []}] * 2)
     monkeypatch.setattr(study, "evaluation_answers", lambda *_: [])
     monkeypatch.setattr(study, "true_utilities", lambda _: ([0.0, 0.0], 9.0))
     with pytest.raises(KeyboardInterrupt):
