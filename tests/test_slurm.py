@@ -21,7 +21,7 @@ RECORD = '#!/bin/bash\nprintf "%s|" "$(basename "$0")" "$@" >> "$LOG"\necho >> "
 FAKES = {
     "sbatch": RECORD + 'wc -l < "$LOG"\n[ "$(wc -l < "$LOG")" != "$FAIL_AT" ]\n',
     "srun": '#!/bin/bash\nSLURM_NODEID=1 exec "$@"\n',
-    "scontrol": "#!/bin/bash\necho node1\necho node2\n",
+    "scontrol": "#!/bin/bash\necho node1\nsleep 0.1\necho node2\n",
     "accelerate": RECORD,
     "python": RECORD,
     "rlhf-guide": RECORD + 'echo "config of $2"\n',
