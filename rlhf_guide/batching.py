@@ -75,12 +75,13 @@ def last_hidden_states_by_prompt(
 
     `prompts` names the prompt of each sequence; what the sequences of a prompt have in common is
     its beginning. The keys and values of all beginnings are kept, so memory grows with the number
-    of prompts: for a few dozen short ones. Rounding aside, the result is the same.
+    of prompts: for a few dozen short ones, and on the CPU only, since a GPU has no memory to spare
+    for them. Rounding aside, the result is the same.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(index)
-    if len(groups) == len(sequences):
+    if len(groups) == len(sequences) or model.device.type != "cpu":
         return last_hidden_states(model, sequences, pad_id, batch_size)
     shared, owner = [], [0] * len(sequences)
     for number, rows in enumerate(groups.values()):

@@ -4,7 +4,7 @@
 
 `make book` runs it first; a test compares the stored pages with what it would write. Nothing is
 measured here: the notebooks' metadata, the stored timings, the README's results and the profile
-`paper` are read.
+`paper` are read, and the results of benchmarks and slow tests.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GuideError
-from .files import write_text
+from .files import read_json, write_text
 from .headlines import SVG, describe, draw_results, table
 from .notebook import in_words, read_timings
 from .profiles import PROFILES, Profile
@@ -28,6 +28,13 @@ Each chapter's outputs come from one run at the `cpu` profile; a test compares t
 with the one stored beside the outputs. Time, memory and disk are those of that run.
 
 {chapters}
+
+## Benchmarks and slow tests
+
+They take too long for every change: `tests/benchmarks/record.py` and `make slow` run them by hand.
+The last result of each, with what it was measured on:
+
+{measurements}
 """
 
 RESULTS = """# Results
@@ -68,8 +75,8 @@ def titles(paths: list[Path]) -> dict[str, str]:
     return found
 
 
-def status_page(notebooks: Path, timings: dict) -> str:
-    """The table of chapters: time, memory, disk and versions of the run behind the outputs."""
+def status_page(notebooks: Path, timings: dict, results: Path) -> str:
+    """What each chapter's run cost and ran on, and what was last measured outside of it."""
     head = ["chapter", "time", "memory", "disk", *LIBRARIES]
     rows = [head, ["---"] * len(head)]
     for path in list_notebooks(notebooks):
@@ -82,7 +89,31 @@ def status_page(notebooks: Path, timings: dict) -> str:
         disk = f"{cost['disk_gib']:.1f} GiB"
         costs = [in_words(stamp["seconds"]), f"{cost['peak_gib']:.1f} GiB", disk]
         rows.append([link, *costs, *(stamp["versions"].get(name, "–") for name in LIBRARIES)])
-    return STATUS.format(chapters=_lines(rows))
+    return STATUS.format(chapters=_lines(rows), measurements=measurements(results))
+
+
+def measurements(results: Path) -> str:
+    """The stored results of benchmarks and slow tests as a table."""
+    head = ["file", "result", "date", "cores", *LIBRARIES]
+    rows = [head, ["---"] * len(head)]
+    for path in sorted(results.glob("*.json")):
+        found = read_json(path)
+        versions = [found["versions"].get(name, "–") for name in LIBRARIES]
+        about = [f"`{path.stem}`", _outcome(found), found["date"], str(found["cores"])]
+        rows.append([*about, *versions])
+    return _lines(rows)
+
+
+def _outcome(found: dict[str, Any]) -> str:
+    """A result file in a line: tests passed, or the numbers that were measured."""
+    if "tests" in found:
+        passed = sum(test["outcome"] == "passed" for test in found["tests"])
+        return f"{passed} of {len(found['tests'])} tests passed"
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value:,}"
+        for name, value in found["result"].items()
+        if isinstance(value, int | float)
+    )
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:
@@ -175,7 +206,9 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         root / "README.md": with_block(readme, "figure", f"{image}(book/_static/results.svg)"),
         book / "index.md": with_block(front, "results", front_results),
         book / "paper_map.md": with_block(paper_map, "hyper-parameters", settings),
-        book / "status.md": status_page(notebooks, read_timings()),
+        book / "status.md": status_page(
+            notebooks, read_timings(), root / "tests" / "benchmarks" / "results"
+        ),
         book / "results.md": results_page(readme),
         book / "llms.txt": plain_index(notebooks, book),
     }

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .errors import GuideError
+from .errors import GuideError, ParameterError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--timings-only", action="store_true", help="store the times, any profile")
     put.set_defaults(command=_publish)
     _add_scale(commands)
+    _add_study(commands)
     return parser
 
 
@@ -87,6 +88,16 @@ def _add_scale(commands: argparse._SubParsersAction) -> None:
     card.add_argument("stage", help="a finished stage: data, sft, reward_model, ...")
     card.add_argument("--push", metavar="REPO", help="then upload to this Hub repository, private")
     card.set_defaults(command=_card)
+
+
+def _add_study(commands: argparse._SubParsersAction) -> None:
+    study = commands.add_parser("study", help="repeat trainings over seeds, for chapters 03 and 12")
+    study.add_argument("name", choices=("online_seeds", "online_arms", "reward_data"))
+    study.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
+    study.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
+    study.add_argument("--seeds", type=int, default=3)
+    study.add_argument("--keep", action="store_true", help="store the result in the package")
+    study.set_defaults(command=_study)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -189,6 +200,28 @@ def _parameters(options: argparse.Namespace) -> int:
     profile = load_profile(options.profile)
     for name, kind in parameter_names().items():
         print(f"{name:<40} {kind.__name__:<6} {parameter_value(profile, name)!r}")
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from . import online_arms, online_seeds, studies
+    from .machine import keep_freed_memory
+    from .notebook import quieten
+    from .profiles import load_profile
+    from .workspace import open_run, shown
+
+    if options.seeds < 1:
+        raise ParameterError(f"--seeds is {options.seeds}; a study needs at least one.")
+    quieten()
+    keep_freed_memory()
+    ws = open_run(load_profile(options.profile), options.run_dir)
+    run = {
+        "online_seeds": online_seeds.run_seeds,
+        "online_arms": online_arms.run_arms,
+        "reward_data": studies.run_reward_data,
+    }
+    stage = run[options.name](ws, options.seeds)
+    print(f"finished: {shown(studies.keep(stage) if options.keep else stage.dir)}")
     return 0
 
 

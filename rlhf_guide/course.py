@@ -253,12 +253,9 @@ def _totals(
     """Time, memory and disk of a notebook, counting stages that an earlier, killed run finished."""
     stages = stages_of(workspace, stem)
     reused = [s for s in stages if datetime.fromisoformat(s.manifest["finished_at"]) < began]
-    names = {stage.name for stage in reused}
-    # A stage's time contains that of the stages inside its folder: count the outermost only.
-    outermost = [s for s in reused if not any(s.name.startswith(f"{name}/") for name in names)]
     size = sum(sum(stage.manifest["sizes"].values()) for stage in stages)
     return {
-        "seconds": round(seconds + sum(s.manifest["seconds"] for s in outermost), 1),
+        "seconds": round(seconds + sum(s.manifest["seconds"] for s in reused), 1),
         "peak_gib": round(max([peak, *(s.manifest["peak_gib"] for s in reused)]), 2),
         "disk_gib": round(size / 2**30, 3),
         "stages": {stage.name: stage.fingerprint for stage in stages},
@@ -288,7 +285,8 @@ def _execute(
                 progress_bar=False,
                 cwd=path.parent,
                 coalesce_streams=True,
-                extra_arguments=["--IPKernelApp.log_level=ERROR"],  # not its note on loopback TCP
+                # Neither its note on loopback TCP, nor that it was interrupted when told to end.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except papermill.PapermillExecutionError as error:
             raise NotebookFailed(_cell_failed(path, target, error)) from None

@@ -1,6 +1,6 @@
 """What matters in an online iteration: one choice changed at a time, over several seeds.
 
-    python -m rlhf_guide.online_arms --run-dir runs/cpu --seeds 3
+    rlhf-guide study online_arms --run-dir runs/cpu --seeds 3
 
 Every arm is one iteration of Algorithm 2 from the same SFT policy on the same prompts; within a
 seed all arms share the drawn answers, so an arm with two answers a prompt uses two of the eight.
@@ -25,7 +25,6 @@ from rlhf_guide.dpo import train_dpo
 from rlhf_guide.errors import DataError, ParameterError
 from rlhf_guide.evaluation import (
     bootstrap_mean,
-    format_cell,
     judge,
     knows_truth,
     paired_difference,
@@ -50,7 +49,7 @@ from rlhf_guide.policies import Policy, model_folder, policy_location, sft_polic
 from rlhf_guide.profiles import Profile, section_dict
 from rlhf_guide.reward_model import RewardScorer, train_reward_model
 from rlhf_guide.selection import build_pairs
-from rlhf_guide.studies import keep, open_study, relabelled, study_parser
+from rlhf_guide.studies import relabelled
 from rlhf_guide.workspace import Stage, Workspace
 
 Row = dict[str, Any]
@@ -356,19 +355,3 @@ def summary(rows: Sequence[Row], n_boot: int) -> dict[str, Row]:
                 "pairs": float(np.mean([run["pairs"] for run in runs.values()])),
             }
     return table
-
-
-def main() -> None:
-    """Run the study in a run folder."""
-    parser = study_parser("what matters in an online iteration")
-    parser.add_argument("--prompts", type=int, default=PROMPTS, help="of an iteration")
-    given = parser.parse_args()
-    stage = run_arms(open_study(given), given.seeds, given.prompts)
-    for name, row in stage.metrics.items():
-        print(f"{name:36} {format_cell(row['utility'])}  gain {format_cell(row.get('gain'))}")
-    if given.keep:
-        print(keep(stage))
-
-
-if __name__ == "__main__":
-    main()

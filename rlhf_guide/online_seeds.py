@@ -1,6 +1,6 @@
 """The main result over several seeds: online DPO against the SFT policy and a matched control.
 
-    python -m rlhf_guide.online_seeds --run-dir runs/cpu --seeds 3
+    rlhf-guide study online_seeds --run-dir runs/cpu --seeds 3
 
 Each seed runs all iterations of Algorithm 2 from the run's SFT policy with the run's reward model,
 and chooses its checkpoint on the validation prompts. Beside it stands offline DPO on as many
@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf_guide.batching import sample_rows
 from rlhf_guide.dpo import train_dpo
-from rlhf_guide.evaluation import bootstrap_mean, format_cell, paired_difference
+from rlhf_guide.evaluation import bootstrap_mean, paired_difference
 from rlhf_guide.evaluation_answers import evaluation_answers, evaluation_prompts
 from rlhf_guide.files import append_jsonl, read_jsonl
 from rlhf_guide.generation import answer_config
@@ -28,7 +28,6 @@ from rlhf_guide.online import run_online
 from rlhf_guide.online_arms import judge_policy, require_truth, true_utilities
 from rlhf_guide.policies import chosen_policy, policy_location, sft_policy
 from rlhf_guide.profiles import section_dict
-from rlhf_guide.studies import keep, open_study, study_parser
 from rlhf_guide.workspace import Stage, Workspace, open_run
 
 Row = dict[str, Any]
@@ -128,17 +127,3 @@ def summary(start: Sequence[float], rows: Sequence[Row], n_boot: int) -> Row:
         table[key] = paired_difference(means[name], means[other], n_boot=n_boot)
         table[f"{key}_of_seeds"] = (values[name] - values[other]).mean(axis=1).tolist()
     return table
-
-
-def main() -> None:
-    """Run the study in a run folder."""
-    given = study_parser("the main result over several seeds").parse_args()
-    stage = run_seeds(open_study(given), given.seeds)
-    for name in ("sft", *POLICIES, *DIFFERENCES):
-        print(f"{name:24} {format_cell(stage.metrics[name])}")
-    if given.keep:
-        print(keep(stage))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from .figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE
 
-WIDTH, HEIGHT = 2.1, 0.8
+WIDTH, HEIGHT = 2.3, 0.8
 
 # name: (x, y) of the centre, text, colour
 BOXES = {
@@ -36,13 +36,13 @@ ARROWS = (
 
 def draw_pipeline() -> Figure:
     """Eight boxes with the notebooks' numbers and an arrow for every main input."""
-    fig, ax = plt.subplots(figsize=(8.0, 3.2))
+    fig, ax = plt.subplots(figsize=(8.0, 2.65), layout="constrained")
     for start, end in ARROWS:
         _arrow(ax, BOXES[start][0], BOXES[end][0])
     _loop(ax, *BOXES["online"][0])
     for (x, y), text, color in BOXES.values():
         _box(ax, x, y, text, color)
-    ax.set(xlim=(0, 10.8), ylim=(0.2, 3.8), aspect="equal")
+    ax.set(xlim=(-0.05, 10.85), ylim=(0.2, 3.8), aspect="equal")
     ax.axis("off")
     return fig
 
@@ -53,7 +53,7 @@ def _box(ax: Axes, x: float, y: float, text: str, color: str) -> None:
     ax.add_patch(
         FancyBboxPatch(corner, WIDTH, HEIGHT, boxstyle=style, fc="white", ec=color, lw=2, zorder=2)
     )
-    ax.text(x, y, text, ha="center", va="center", fontsize=7.5, color=BLACK, zorder=3)
+    ax.text(x, y, text, ha="center", va="center", fontsize=8.5, color=BLACK, zorder=3)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -15,7 +15,9 @@ orders are asked and averaged, so that P(a, b) + P(b, a) = 1 whatever bias is le
     PreferenceScorer(folder).probability([(context_messages, answer_1, answer_2), ...])
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from rlhf_guide.batching import bucketed_order, last_hidden_states, sample_rows
+from rlhf_guide.batching import bucketed_order, last_hidden_states_by_prompt, sample_rows
 from rlhf_guide.chat import encode_completion, encode_prompt
 from rlhf_guide.comparisons import (
     Comparison,
@@ -53,6 +55,7 @@ from rlhf_guide.models import (
     save_model,
 )
 from rlhf_guide.settings import PreferenceModel, section_dict
+from rlhf_guide.shared_prompts import shared_prompts
 from rlhf_guide.training import (
     common_arguments,
     fit,
@@ -127,16 +130,27 @@ def encode_comparisons(
 class LabelTrainer(SFTTrainer):
     """TRL's SFTTrainer that builds logits at the labels only, one position in some hundred.
 
-    The loss is unchanged; without a GPU, TRL would project every position to the vocabulary.
+    The loss is unchanged; without a GPU, TRL would project every position to the vocabulary. With
+    `side_by_side` the two orders of a pair are neighbours in the batch, and what they have in
+    common, the context, is read once (see `shared_prompts`).
     """
+
+    def __init__(self, *args: Any, side_by_side: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.side_by_side = side_by_side
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean cross-entropy of the labels over the whole (accumulated) batch; logs accuracy."""
+        reading = nullcontext()
+        if self.side_by_side:
+            reading = shared_prompts(self.accelerator.unwrap_model(model))
+            inputs = {name: torch.cat([rows[::2], rows[1::2]]) for name, rows in inputs.items()}
         labels = inputs.pop("labels")[:, 1:]
         columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
-        outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
+        with reading:
+            outputs = model(**inputs, use_cache=False, logits_to_keep=columns)
         logits, targets = outputs.logits.float().flatten(0, 1), labels[:, columns].flatten()
         loss = torch.nn.functional.cross_entropy(
             logits, targets, ignore_index=IGNORED, reduction="sum"
@@ -199,6 +213,7 @@ def _build_trainer(
     track: str = "none",
 ) -> LabelTrainer:
     together = 1 + settings.both_orders  # a pair's two orders go into one batch
+    whole_pairs = settings.both_orders and settings.per_device_batch_size % 2 == 0
     lengths = [len(row["input_ids"]) for row in rows[::together]]
     pairs = bucketed_order(lengths, max(1, settings.per_device_batch_size // together), seed)
     order = [together * pair + turn for pair in pairs for turn in range(together)]
@@ -221,6 +236,7 @@ def _build_trainer(
         train_dataset=Dataset.from_list([rows[index] for index in order]),
         processing_class=tokenizer,
         peft_config=_adapter(settings, model),
+        side_by_side=whole_pairs and not settings.packing,
     )
 
 
@@ -306,8 +322,12 @@ class PreferenceScorer:
             )
             for comparison in comparisons
         ]
-        hidden = last_hidden_states(
-            self.model, sequences, self.tokenizer.pad_token_id, self.batch_size
+        hidden = last_hidden_states_by_prompt(
+            self.model,
+            sequences,
+            [json.dumps(context) for context, _, _ in comparisons],
+            self.tokenizer.pad_token_id,
+            self.batch_size,
         )
         # Softmax over the two labels alone: the rest of the vocabulary cancels.
         logits = (hidden @ self.head.T).double()

@@ -101,7 +101,7 @@ CPU = Profile(
         warmup_ratio=0.03,
         scheduler="cosine",
         weight_decay=0.0,
-        max_samples=140,
+        max_samples=0,
     ),
     generation=Generation(backend="transformers", max_new_tokens=80, batch_size=384, top_p=1.0),
     dpo=DPO(

@@ -28,7 +28,6 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhf_guide.batching import (
     bucketed_order,
-    last_hidden_states,
     last_hidden_states_by_prompt,
     sample_rows,
 )
@@ -295,12 +294,13 @@ class RewardScorer:
             truncate_left(encode_conversation(self.tokenizer, messages), self.max_length)
             for messages in conversations
         ]
-        pad = self.tokenizer.pad_token_id
-        if self.model.device.type == "cpu":  # a GPU has no memory to spare for prompts kept
-            prompts = [json.dumps(messages[:-1]) for messages in conversations]
-            hidden = last_hidden_states_by_prompt(self.model, sequences, prompts, pad, batch_size)
-        else:
-            hidden = last_hidden_states(self.model, sequences, pad, batch_size)
+        hidden = last_hidden_states_by_prompt(
+            self.model,
+            sequences,
+            [json.dumps(messages[:-1]) for messages in conversations],
+            self.tokenizer.pad_token_id,
+            batch_size,
+        )
         return (hidden @ self.head.T)[:, 0].numpy()
 
 

@@ -1,6 +1,6 @@
 """Studies that take longer than a chapter may: run once, stored in the run folder, then shown.
 
-    python -m rlhf_guide.studies --run-dir runs/cpu --seeds 3
+    rlhf-guide study reward_data --run-dir runs/cpu --seeds 5
 
 `reward_data`: which preference pairs should a reward model see? The authors' first data versions
 differ in two choices, repeated here on the miniature: all pairs of a prompt's answers, or its best
@@ -8,7 +8,6 @@ answer against a random other one; with the safety prompts or without them. Ever
 many pairs, so that no arm wins by volume: four trainings a seed. A killed study goes on.
 """
 
-import argparse
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,16 +20,14 @@ import numpy as np
 from data_prep import embedded
 from rlhf_guide import oracle
 from rlhf_guide.errors import MissingStage
-from rlhf_guide.evaluation import bootstrap_mean, format_cell, paired_difference
+from rlhf_guide.evaluation import bootstrap_mean, paired_difference
 from rlhf_guide.files import append_jsonl, read_json, read_jsonl, write_json
-from rlhf_guide.machine import keep_freed_memory
-from rlhf_guide.notebook import quieten
-from rlhf_guide.profiles import load_profile, section_dict
-from rlhf_guide.workspace import Stage, Workspace, open_run
+from rlhf_guide.profiles import section_dict
+from rlhf_guide.workspace import Stage, Workspace
 
 Row = dict[str, Any]
 
-STAGE = "reward_data_study"
+STAGE = "reward_data"
 RESULTS = Path(__file__).resolve().parent / "study_results"
 PAIRS = 200  # of every arm; the smallest arm has 224
 BASELINE = "all pairs"
@@ -64,8 +61,8 @@ def reward_data_arms(pairs: Sequence[Row], count: int, seed: int) -> dict[str, l
     return {name: rng.sample(rows, count) for name, rows in arms.items()}
 
 
-def run_reward_data(ws: Workspace, seeds: int = 3, pairs: int = PAIRS) -> Stage:
-    """Train a reward model for each arm and seed, judge the held-out pairs, store the intervals."""
+def run_reward_data(ws: Workspace, seeds: int = 5, pairs: int = PAIRS) -> Stage:
+    """Train and judge a reward model for each arm and seed, and finish with the intervals."""
     profile = ws.profile
     config = {
         **section_dict(profile.reward_model),
@@ -145,7 +142,10 @@ def _train_and_judge(
 
 
 def _summary(found: Sequence[Row], heldout: Sequence[Row], n_boot: int) -> Row:
-    """By arm: accuracy, accuracy on safety prompts, gain over all pairs, and the seeds' spread."""
+    """By arm: accuracy, each seed's own, accuracy on safety prompts, and gain over all pairs.
+
+    A pair's verdict is averaged over the seeds first; intervals redraw prompts.
+    """
     prompts = [pair["prompt_id"] for pair in heldout]
     safety = [i for i, pair in enumerate(heldout) if pair["section"] == "safety"]
     safety_prompts = [prompts[i] for i in safety]
@@ -156,11 +156,9 @@ def _summary(found: Sequence[Row], heldout: Sequence[Row], n_boot: int) -> Row:
     return {
         arm: {
             "accuracy": bootstrap_mean(mean, prompts, n_boot),
+            "accuracy_of_seeds": [float(np.mean(row)) for row in runs[arm]],
             "accuracy_safety": bootstrap_mean(mean[safety], safety_prompts, n_boot),
             "gain_over_all_pairs": paired_difference(mean, means[BASELINE], prompts, n_boot),
-            "spread_of_seeds": float(np.std([np.mean(row) for row in runs[arm]], ddof=1))
-            if len(runs[arm]) > 1
-            else None,
         }
         for arm, mean in means.items()
     }
@@ -187,38 +185,3 @@ def load_study(ws: Workspace, name: str) -> Row:
         if not file.exists():
             raise
         return {**read_json(file), "own": False}
-
-
-def study_parser(description: str) -> argparse.ArgumentParser:
-    """The options that all studies have."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--profile", help="smoke, cpu (default), gpu or paper")
-    parser.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--keep", action="store_true", help="store the result in the package, for the book"
-    )
-    return parser
-
-
-def open_study(given: argparse.Namespace) -> Workspace:
-    """The run folder that the options name, in a process as quiet and as fast as a notebook's."""
-    quieten()
-    keep_freed_memory()
-    return open_run(load_profile(given.profile), given.run_dir)
-
-
-def main() -> None:
-    """Run the study in a run folder."""
-    parser = study_parser("which preference pairs a reward model should see")
-    parser.add_argument("--pairs", type=int, default=PAIRS, help="training pairs of every arm")
-    given = parser.parse_args()
-    stage = run_reward_data(open_study(given), given.seeds, given.pairs)
-    for arm, row in stage.metrics.items():
-        print(f"{arm:32} {format_cell(row['accuracy'])}")
-    if given.keep:
-        print(keep(stage))
-
-
-if __name__ == "__main__":
-    main()

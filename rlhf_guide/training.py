@@ -112,11 +112,16 @@ def checkpoint(output_dir: str | Path) -> str | None:
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
-    """Delete a finished run's checkpoints: they hold the optimiser's state, several model sizes."""
+    """Delete a finished run's checkpoints: they hold the optimiser's state, several model sizes.
+
+    With them goes the model card that TRL writes beside them, whose tags stand in an order that
+    differs from process to process (`rlhf-guide card` writes the course's own).
+    """
     if not is_main_process():
         return
     for folder in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(folder)
+    (Path(output_dir) / "README.md").unlink(missing_ok=True)
 
 
 def fit(trainer: Any, output_dir: str | Path) -> torch.nn.Module | None:

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_guide import book_pages, headlines
 from rlhf_guide.errors import GuideError
+from rlhf_guide.files import write_json
 from rlhf_guide.profiles import load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,3 +76,15 @@ def test_a_block_is_replaced_and_the_rest_stays():
     assert book_pages.with_block(once, "x", "new") == once
     with pytest.raises(GuideError, match="y:begin"):
         book_pages.with_block(page, "y", "new")
+
+
+def test_measurements_are_shown_with_failures_and_what_they_ran_on(tmp_path):
+    shared = {"date": "2026-01-02", "cores": 2, "versions": {"torch": "9.9"}}
+    tests = [{"test": "a", "outcome": "passed"}, {"test": "b", "outcome": "failure"}]
+    result = {"rows": 850000, "ratio": 1.23456, "model": "small", "missing": None}
+    write_json(tmp_path / "slow_x.json", {**shared, "result": "failed", "tests": tests})
+    write_json(tmp_path / "bench.json", {**shared, "result": result})
+    assert book_pages.measurements(tmp_path).splitlines()[2:] == [
+        "| `bench` | rows 850,000, ratio 1.23 | 2026-01-02 | 2 | – | 9.9 | – | – |",
+        "| `slow_x` | 1 of 2 tests passed | 2026-01-02 | 2 | – | 9.9 | – | – |",
+    ]

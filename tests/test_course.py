@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import fake_course
@@ -13,9 +14,12 @@ import pytest
 
 from rlhf_guide import course, sources
 from rlhf_guide.cli import main
+from rlhf_guide.course import _totals
 from rlhf_guide.errors import GuideError, NotebookFailed, ParameterError
 from rlhf_guide.files import read_json, read_jsonl, write_json
+from rlhf_guide.profiles import load_profile
 from rlhf_guide.sources import notebook_parameters, select, source_hash
+from rlhf_guide.workspace import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -261,3 +265,13 @@ def test_time_counts_stages_of_an_earlier_killed_run(tmp_path):
     record = read_json(path)
     assert 5000 < record["seconds"] < 5100
     assert record["peak_gib"] == 9.0
+
+
+def test_time_counts_each_part_of_an_iteration(tmp_path):
+    """An iteration's own record is written in no time; its parts are what took long."""
+    ws = open_run(load_profile("smoke"), tmp_path)
+    for name, seconds in (("dpo", 70.0), ("generation", 80.0), ("", 0.5)):
+        stage = ws.stage(f"online/iteration_1/{name}".rstrip("/"), {}).finish({})
+        write_json(stage.dir / "manifest.json", {**stage.manifest, "seconds": seconds})
+    later = datetime.now(UTC) + timedelta(seconds=5)
+    assert _totals(ws, "07_online_dpo", later, 10.0, 1.0)["seconds"] == 160.5

@@ -9,9 +9,10 @@ from dpo_world import PAIRS, SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_guide import dpo_trainer, reward_model, shared_prompts
+from rlhf_guide import dpo_trainer, preference_model, reward_model, shared_prompts
 from rlhf_guide.dpo import train_dpo
 from rlhf_guide.models import load_policy, resolve_model
+from rlhf_guide.preference_model import train_preference_model
 from rlhf_guide.profiles import load_profile
 from rlhf_guide.reward_model import train_reward_model
 from rlhf_guide.shared_prompts import pair_rows
@@ -151,3 +152,30 @@ def test_the_reward_model_trains_alike(base, tmp_path, monkeypatch):
     for ours, theirs in zip(shared, plain, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours["margin"] == pytest.approx(theirs["margin"], abs=1e-4)
+
+
+@pytest.mark.trains
+def test_the_preference_model_trains_alike(base, tmp_path, monkeypatch):
+    """Both orders of a pair in one row; the label of each stays at the end of its own."""
+    part = replace(
+        load_profile("smoke").preference_model,
+        learning_rate=5e-3,
+        batch_size=4,
+        per_device_batch_size=4,
+        packing=False,
+    )
+
+    def train(name):
+        return train_preference_model(base, PAIRS, part, tmp_path / name, SEED)["history"]
+
+    read = []
+    rows = shared_prompts.pair_rows
+    monkeypatch.setattr(
+        shared_prompts, "pair_rows", lambda ids, mask: read.append(ids.shape) or rows(ids, mask)
+    )
+    shared, plain = histories(monkeypatch, preference_model, train)
+    assert len(read) == len(shared)
+    assert shared[-1]["loss"] != pytest.approx(shared[0]["loss"], abs=1e-3)
+    for ours, theirs in zip(shared, plain, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["accuracy"] == theirs["accuracy"]

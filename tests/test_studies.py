@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rlhf_guide import oracle, studies
-from rlhf_guide.files import read_jsonl
+from rlhf_guide.cli import main
+from rlhf_guide.files import read_json, read_jsonl
 from rlhf_guide.profiles import load_profile
 from rlhf_guide.workspace import open_run
 
@@ -76,3 +77,24 @@ def test_the_study_stores_intervals_and_goes_on_after_a_kill(tmp_path, monkeypat
     assert stage.manifest["versions"]["rlhf_guide"]
     assert studies.run_reward_data(ws, seeds=2, pairs=20).done
     assert len(calls) == 9
+
+
+def test_the_command_runs_a_study_and_says_where_its_result_lies(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "_train_and_judge", lambda ws, rows, held, seed: [1.0] * len(held))
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    line = ["study", "reward_data", "--profile", "smoke", "--run-dir", str(tmp_path / "run")]
+    assert main([*line, "--seeds", "2", "--keep"]) == 0
+    kept = tmp_path / "results" / "reward_data.json"
+    assert capsys.readouterr().out.endswith(f"finished: {kept}\n")
+    found = read_json(kept)
+    assert found["config"]["seeds"] == 2
+    assert found["metrics"]["all pairs"]["accuracy_of_seeds"] == [1.0, 1.0]
+
+
+def test_a_study_before_its_stages_is_a_message(tmp_path, capsys):
+    line = ["study", "online_arms", "--profile", "smoke", "--run-dir", str(tmp_path)]
+    assert main(line) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert main([*line, "--seeds", "0"]) == 1
+    assert "at least one" in capsys.readouterr().err

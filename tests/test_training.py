@@ -102,5 +102,6 @@ def test_the_newest_complete_checkpoint_is_found_and_all_are_removed(tmp_path):
     (tmp_path / "checkpoint-1200").mkdir()  # the kill came while it was written
     assert checkpoint(tmp_path) == str(tmp_path / "checkpoint-1000")
     (tmp_path / "model.safetensors").touch()
+    (tmp_path / "README.md").touch()  # TRL's card
     remove_checkpoints(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

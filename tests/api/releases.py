@@ -17,6 +17,9 @@ import tomllib
 from datetime import date
 from pathlib import Path
 
+from rlhf_guide.machine import usable_cores
+from rlhf_guide.workspace import versions
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "benchmarks" / "results" / "releases.json"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "papermill")
@@ -60,8 +63,8 @@ def try_edge(edge: str) -> dict:
                 break
         listing = [str(python), "-m", "pip", "list", "--format", "json"]
         listed = json.loads(subprocess.run(listing, capture_output=True, check=True).stdout)
-        versions = {row["name"]: row["version"] for row in listed}
-    return {**found, "versions": {name: versions.get(name) for name in LIBRARIES}}
+        installed = {row["name"]: row["version"] for row in listed}
+    return {**found, "versions": {name: installed.get(name) for name in LIBRARIES}}
 
 
 def main(edges: list[str]) -> None:
@@ -71,10 +74,21 @@ def main(edges: list[str]) -> None:
     found = [try_edge(edge) for edge in edges or EDGES]
     for row in found:
         print(json.dumps(row, indent=1))
-    report = {"date": date.today().isoformat(), "edges": found}
+    tests = [
+        {"test": f"{row['edge']}: {step}", "outcome": "passed" if row[step] == "ok" else row[step]}
+        for row in found
+        for step in row
+        if step not in ("edge", "versions")
+    ]
+    report = {
+        "date": date.today().isoformat(),
+        "cores": usable_cores(),
+        "versions": versions(),
+        "tests": tests,
+        "releases": {row["edge"]: row["versions"] for row in found},
+    }
     RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    steps = [row[step] for row in found for step in row if step not in ("edge", "versions")]
-    sys.exit(any(step != "ok" for step in steps))
+    sys.exit(any(test["outcome"] != "passed" for test in tests))
 
 
 if __name__ == "__main__":
