@@ -32,7 +32,7 @@ with the one stored beside the outputs. Time, memory and disk are those of that 
 ## Benchmarks and slow tests
 
 They take too long for every change: `tests/benchmarks/record.py` and `make slow` run them by hand.
-The last result of each, with what it was measured on:
+The last result of each; the files beside that script have more.
 
 {measurements}
 """
@@ -94,13 +94,12 @@ def status_page(notebooks: Path, timings: dict, results: Path) -> str:
 
 def measurements(results: Path) -> str:
     """The stored results of benchmarks and slow tests as a table."""
-    head = ["file", "result", "date", "cores", *LIBRARIES]
+    head = ["what", "result", "date", *LIBRARIES]
     rows = [head, ["---"] * len(head)]
     for path in sorted(results.glob("*.json")):
         found = read_json(path)
         versions = [found["versions"].get(name, "–") for name in LIBRARIES]
-        about = [f"`{path.stem}`", _outcome(found), found["date"], str(found["cores"])]
-        rows.append([*about, *versions])
+        rows.append([_words(path.stem), _outcome(found), found["date"], *versions])
     return _lines(rows)
 
 
@@ -110,10 +109,15 @@ def _outcome(found: dict[str, Any]) -> str:
         passed = sum(test["outcome"] == "passed" for test in found["tests"])
         return f"{passed} of {len(found['tests'])} tests passed"
     return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value:,}"
+        f"{_words(name)} {value:.3g}" if isinstance(value, float) else f"{_words(name)} {value:,}"
         for name, value in found["result"].items()
         if isinstance(value, int | float)
     )
+
+
+def _words(name: str) -> str:
+    """A name in words, which a narrow column can break."""
+    return name.replace("_", " ")
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:

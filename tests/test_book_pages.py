@@ -81,10 +81,10 @@ def test_a_block_is_replaced_and_the_rest_stays():
 def test_measurements_are_shown_with_failures_and_what_they_ran_on(tmp_path):
     shared = {"date": "2026-01-02", "cores": 2, "versions": {"torch": "9.9"}}
     tests = [{"test": "a", "outcome": "passed"}, {"test": "b", "outcome": "failure"}]
-    result = {"rows": 850000, "ratio": 1.23456, "model": "small", "missing": None}
+    result = {"all_rows": 850000, "ratio": 1.23456, "model": "small", "missing": None}
     write_json(tmp_path / "slow_x.json", {**shared, "result": "failed", "tests": tests})
     write_json(tmp_path / "bench.json", {**shared, "result": result})
     assert book_pages.measurements(tmp_path).splitlines()[2:] == [
-        "| `bench` | rows 850,000, ratio 1.23 | 2026-01-02 | 2 | – | 9.9 | – | – |",
-        "| `slow_x` | 1 of 2 tests passed | 2026-01-02 | 2 | – | 9.9 | – | – |",
+        "| bench | all rows 850,000, ratio 1.23 | 2026-01-02 | – | 9.9 | – | – |",
+        "| slow x | 1 of 2 tests passed | 2026-01-02 | – | 9.9 | – | – |",
     ]
