@@ -11,9 +11,8 @@ each prompt read once. Rounds of both alternate, so that a busy machine slows bo
 embedded model's name gives its backbone a random head of the usual size: the speed is that of a
 trained model.
 
-How much batching gains depends on how much of the machine one short sequence can keep busy. Two CPU
-cores multiply a sequence of 60 tokens at almost half their best rate, so that no batch can be much
-more than twice as fast, besides what reading a prompt once saves; a GPU gains far more.
+How much batching gains depends on how much of the machine one short sequence leaves idle: a part of
+two CPU cores, nearly all of a GPU.
 """
 
 import argparse
