@@ -37,6 +37,7 @@ from rlhf_guide.models import (
     load_policy,
     load_tokenizer,
     lora_config,
+    merge_adapter,
     save_model,
     weights_hash,
 )
@@ -341,7 +342,7 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, merge: b
         _save_adapter(model, folder)
         return
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = merge_adapter(model)
     save_model(model, tokenizer, folder)
 
 

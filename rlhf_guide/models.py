@@ -39,6 +39,8 @@ SPARE_TOKENS = (
 )
 # Never a pickle: it can run code. PyTorch's attention keeps packed documents apart everywhere.
 LOADING = {"attn_implementation": "sdpa", "use_safetensors": True}
+# What PyTorch calls a CPU's units for bfloat16 products, and what their makers do.
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -85,8 +87,9 @@ def _hub_folder(name: str, allow_download: bool) -> Path:
 def choose_device(dtype: str | torch.dtype = "auto") -> tuple[torch.device, torch.dtype, str]:
     """Device, data type and the reason in words.
 
-    `auto` is bfloat16 on CUDA, and on a CPU only where AMX units multiply it: without them
-    bfloat16 is emulated, at about half of float32's speed.
+    `auto` is bfloat16 on CUDA, and on a CPU where it has instructions that multiply it (AMX or
+    AVX512-BF16, two to four times float32's speed). Elsewhere bfloat16 is emulated, at about half
+    of float32's speed.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
@@ -96,9 +99,11 @@ def choose_device(dtype: str | torch.dtype = "auto") -> tuple[torch.device, torc
         return device, chosen, f"{where}; {_name(chosen)} as asked"
     if cuda:
         return device, torch.bfloat16, f"{where}; bfloat16, native there"
-    if torch.cpu.get_capabilities().get("amx_bf16"):
-        return device, torch.bfloat16, f"{where}; bfloat16, which its AMX units multiply"
-    return device, torch.float32, f"{where}; float32, as without AMX units bfloat16 is slower"
+    known = torch.cpu.get_capabilities()
+    for flag, name in BFLOAT16_UNITS.items():
+        if known.get(flag):
+            return device, torch.bfloat16, f"{where}; bfloat16, which its {name} units multiply"
+    return device, torch.float32, f"{where}; float32, as it would have to emulate bfloat16"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -152,10 +157,22 @@ def load_policy(
     documents apart (tests/test_sft.py proves it).
     """
     device, chosen, _ = choose_device(dtype)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **LOADING)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return model.to(device).eval()
+    if adapter is None:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen, **LOADING)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **LOADING)
+        model = merge_adapter(PeftModel.from_pretrained(base, str(adapter)))
+    return model.to(device, chosen).eval()
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """The model with its adapter added to the weights, in float32.
+
+    Added to a bfloat16 weight, an update below 1/512 of it is lost; DPO's are mostly that small.
+    A float32 sum that is rounded afterwards keeps them on average, if the weights below the
+    adapter have float32's digits too. So models that adapters trained are saved in float32.
+    """
+    return model.float().merge_and_unload()
 
 
 def load_reward_model(path: str | Path, dtype: str | torch.dtype = "auto") -> PreTrainedModel:

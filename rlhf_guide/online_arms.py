@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlhf_guide import oracle
 from rlhf_guide.annotation import annotate
@@ -227,7 +228,7 @@ class _Study:
             self._train(name, seed, pairs, self.dpo, start=first)
             return
         merged = folder / "previous"
-        model = load_policy(self.reference, self.dtype, first)
+        model = load_policy(self.reference, torch.float32, first)
         save_model(model, load_tokenizer(self.reference), merged)
         self._train(name, seed, pairs, self.dpo, reference=merged)
 

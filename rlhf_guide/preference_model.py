@@ -51,6 +51,7 @@ from rlhf_guide.models import (
     load_policy,
     load_tokenizer,
     lora_config,
+    merge_adapter,
     resolve_model,
     save_model,
 )
@@ -194,8 +195,8 @@ def train_preference_model(
     trained = fit(trainer, output_dir)
     steps = history(trainer)
     if trained is not None:
-        merged = trained.merge_and_unload() if settings.lora_rank else trained
-        save_model(merged.to(dtype), tokenizer, output_dir)
+        whole = merge_adapter(trained) if settings.lora_rank else trained.to(dtype)
+        save_model(whole, tokenizer, output_dir)
     remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer)}
     metrics["tokens"] = settings.epochs * sum(len(row["input_ids"]) for row in rows)

@@ -39,6 +39,7 @@ from rlhf_guide.models import (
     load_reward_model,
     load_tokenizer,
     lora_config,
+    merge_adapter,
     resolve_model,
     save_model,
     weights_hash,
@@ -229,7 +230,7 @@ def _save(
 ) -> None:
     """Merge the adapters and save; the tokenizer remembers on which side to cut."""
     if settings.lora_rank:
-        model = model.merge_and_unload()
+        model = merge_adapter(model)
     tokenizer.truncation_side = "left"
     save_model(model, tokenizer, output_dir)
 

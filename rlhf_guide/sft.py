@@ -25,6 +25,7 @@ from rlhf_guide.models import (
     choose_device,
     load_tokenizer,
     lora_config,
+    merge_adapter,
     resolve_model,
     save_model,
 )
@@ -193,8 +194,8 @@ def train_sft(
     seconds = time.perf_counter() - started
     rows = history(trainer)
     if trained is not None:
-        merged = trained.merge_and_unload() if settings.lora_rank else trained
-        save_model(merged.to(chosen), tokenizer, output_dir)
+        whole = merge_adapter(trained) if settings.lora_rank else trained.to(chosen)
+        save_model(whole, tokenizer, output_dir)
     remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer), **_packing_metrics(trainer, settings)}
     done_before = int(resumed.rsplit("-", 1)[1]) / trainer.state.max_steps if resumed else 0.0

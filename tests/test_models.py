@@ -6,6 +6,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+from peft import get_peft_model
 
 from rlhf_guide import embedded
 from rlhf_guide.chat import CHATML, end_of_turn_id
@@ -103,6 +104,47 @@ def test_device_reason_is_in_words():
     assert device.type.upper() in reason.upper()
     assert "as asked" in reason
     assert choose_device("auto")[1] in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("units", "expected", "word"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16, "AMX"),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16, "AVX512-BF16"),
+        ({"amx_bf16": False, "avx512_f": True}, torch.float32, "emulate"),
+        ({}, torch.float32, "emulate"),
+    ],
+)
+def test_a_cpu_takes_bfloat16_where_it_multiplies_it(monkeypatch, units, expected, word):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    _, dtype, reason = choose_device("auto")
+    assert dtype == expected
+    assert word in reason
+
+
+def test_small_updates_survive_in_bfloat16(tiny, tmp_path):
+    """An adapter whose updates lie below bfloat16's steps still moves the weights as far."""
+    torch.manual_seed(0)
+    base = load_policy(tiny, "float32")
+    for weight in base.parameters():  # as trained weights are: with all of float32's digits
+        weight.data += 1e-3 * torch.randn_like(weight)
+    save_model(base, load_tokenizer(tiny), tmp_path / "base")
+    adapted = get_peft_model(load_policy(tmp_path / "base", "bfloat16"), lora_config(4))
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data = 2e-3 * torch.randn_like(weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    def kept(dtype):
+        plain = load_policy(tmp_path / "base", dtype)
+        moved = load_policy(tmp_path / "base", dtype, tmp_path / "adapter")
+        pairs = zip(moved.parameters(), plain.parameters(), strict=True)
+        return torch.cat([(new.float() - old.float()).flatten() for new, old in pairs])
+
+    exact, rounded = kept("float32"), kept("bfloat16")
+    share = (rounded * exact).sum() / exact.square().sum()
+    assert share.item() == pytest.approx(1, abs=0.1)
 
 
 def test_a_local_folder_is_itself(tmp_path):
