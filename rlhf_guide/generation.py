@@ -47,9 +47,9 @@ def generate(
     A row is the prompt's fields plus `responses` (`text` without the stop token, `finish_reason`
     "stop" or "length", `temperature`, `n_tokens`, `seed`) and `model`. Rows that `out_path` holds
     already, from the same prompts, temperatures, seed and model, are kept. The same call gives
-    the same rows again. `settings.batch_size` counts answers; it is a matter of memory and time
-    alone. Raises ParameterError, DataError for repeated prompts and for one too long for the model,
-    and GuideError when memory runs out; finished rows are in the file then.
+    the same rows again. `settings.batch_size` counts answers; it is a matter of memory, time and
+    rounding alone. Raises ParameterError, DataError for repeated prompts and for one too long for
+    the model, and GuideError when memory runs out; finished rows are in the file then.
     """
     name = policy_name(model_path, adapter)
     check_prompts(prompts, temperatures)

@@ -12,7 +12,7 @@ Six things make a batch cheap; none changes what is sampled:
 * on a CPU keys and values are not copied for every group of query heads (`_grouped_attention`).
 
 The uniform numbers belong to the request (prompt, sample), not to the batch. A text is therefore
-reproduced by its seed alone, and neither its neighbours nor the batch's order matter.
+reproduced by its seed alone; neighbours and the batch's order matter no more than rounding does.
 """
 
 from collections.abc import Sequence

@@ -21,8 +21,15 @@ from typing import Any
 
 from rlhf_guide.errors import GuideError
 
-# On a CPU vLLM would claim nine tenths of the memory, and compile for minutes before it starts.
-CPU_OPTIONS = {"kv_cache_memory_bytes": 2 * 2**30, "enforce_eager": True}
+# On a CPU vLLM would claim nine tenths of the memory, and compile for minutes before it starts. A
+# prompt that does not fit into a step would be read in parts, and 0.32 then dies of requests with
+# seeds of their own ("CPU Generator does not use offset"): it waits for the next step instead.
+CPU_OPTIONS = {
+    "kv_cache_memory_bytes": 2 * 2**30,
+    "enforce_eager": True,
+    "enable_chunked_prefill": False,
+}
+STEP_TOKENS = 4096  # that a step on a CPU reads; more where the longest request needs it
 
 INSTALL = (
     "vLLM is not installed: `pip install 'rlhf-guide[vllm]'` on a GPU, use the environment that "
@@ -75,11 +82,13 @@ def _job(
     fields = ("prompt_ids", "temperatures", "seeds")
     device, resolved, _ = choose_device(dtype)
     longest = max(len(requests[i].prompt_ids) for batch in batches for i in batch)
+    length = longest + settings.max_new_tokens
+    for_cpu = {**CPU_OPTIONS, "max_num_batched_tokens": max(STEP_TOKENS, length)}
     return {
         "model": str(model_path),
         "dtype": str(resolved).removeprefix("torch."),
-        "max_model_len": longest + settings.max_new_tokens,
-        "options": CPU_OPTIONS if device.type == "cpu" else {},
+        "max_model_len": length,
+        "options": for_cpu if device.type == "cpu" else {},
         "max_new_tokens": settings.max_new_tokens,
         "top_p": settings.top_p,
         "stop_ids": sorted({*stop_token_ids(tokenizer), tokenizer.pad_token_id}),

@@ -18,7 +18,7 @@ from dataclasses import replace
 import pytest
 
 from data_prep.embedded import load_prompts
-from rlhf_guide import generation
+from rlhf_guide import generation, vllm_backend
 from rlhf_guide.errors import GuideError
 from rlhf_guide.judge_client import JudgeClient
 from rlhf_guide.judges import as_conversations, judge_win_rate, paired_answers, pairwise
@@ -97,6 +97,14 @@ def test_greedy_answers_are_those_of_transformers(sampled):
     ]
     assert [a["text"] for a, _ in pairs] == [b["text"] for _, b in pairs]
     assert [a["finish_reason"] for a, _ in pairs] == [b["finish_reason"] for _, b in pairs]
+
+
+def test_prompts_that_do_not_fit_into_one_step_wait(weights, sampled, tmp_path, monkeypatch):
+    """Read in parts, requests with seeds kill vLLM 0.32 on a CPU."""
+    monkeypatch.setattr(vllm_backend, "STEP_TOKENS", 1)  # so: what one request needs
+    rows = generate(weights, tmp_path / "waiting.jsonl", "vllm")
+    for row, before in zip(rows, sampled["vllm"][1], strict=True):
+        assert row["responses"][0] == before["responses"][0]
 
 
 def group_is_gone(leader):
