@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from .sources import (
 from .workspace import STAGE_NOTEBOOK, Stage, Workspace, open_run, shown
 
 Print = Callable[[str], None]
+
+KERNEL_STARTS = 3
 
 
 def run_course(
@@ -276,23 +279,43 @@ def _execute(
         target.parent.mkdir(exist_ok=True)
     began = time.perf_counter()
     with peak_memory() as peak, plain_disk_errors(target):
+        execute = partial(
+            papermill.execute_notebook,
+            path,
+            target,
+            parameters={**parameters, "run_dir": str(workspace.path)},
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=path.parent,
+            coalesce_streams=True,
+            # Neither its note on loopback TCP, nor that it was interrupted when told to end.
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
         try:
-            papermill.execute_notebook(
-                path,
-                target,
-                parameters={**parameters, "run_dir": str(workspace.path)},
-                kernel_name="python3",
-                progress_bar=False,
-                cwd=path.parent,
-                coalesce_streams=True,
-                # Neither its note on loopback TCP, nor that it was interrupted when told to end.
-                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            )
+            _with_a_kernel(execute)
         except papermill.PapermillExecutionError as error:
             raise NotebookFailed(_cell_failed(path, target, error)) from None
         except (DeadKernelError, CellExecutionError, CellTimeoutError) as error:
             raise NotebookFailed(_kernel_died(path, target, error)) from None
     return time.perf_counter() - began, peak["gib"]
+
+
+def _with_a_kernel(execute: Callable[[], Any]) -> None:
+    """Call `execute`, once more each time its kernel ended before it had run anything.
+
+    Jupyter looks for free ports before it starts the kernel that binds them, so another program
+    can be faster. Raises DeadKernelError after `KERNEL_STARTS` such starts.
+    """
+    from nbclient.exceptions import DeadKernelError
+
+    for _ in range(KERNEL_STARTS):
+        try:
+            execute()
+            return
+        except RuntimeError as error:
+            if "before replying to kernel_info" not in str(error):
+                raise
+    raise DeadKernelError(f"it did not start in {KERNEL_STARTS} attempts")
 
 
 def _cell_failed(path: Path, target: Path, error: Any) -> str:

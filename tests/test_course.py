@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fake_course
 import nbformat
+import papermill
 import psutil
 import pytest
 
@@ -40,6 +41,25 @@ def run(tmp_path, **options):
         "smoke", run_dir=tmp_path / "run", notebooks=notebooks, say=lines.append, **options
     )
     return ws, lines
+
+
+@pytest.mark.parametrize(("lost", "runs"), [(2, True), (3, False)])
+def test_a_kernel_that_lost_its_port_is_started_again(tmp_path, monkeypatch, lost, runs):
+    real, calls = papermill.execute_notebook, []
+
+    def execute(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) <= lost:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    if runs:
+        assert "ok" in run(tmp_path, only="01")[1][0]
+        return
+    with pytest.raises(NotebookFailed, match="its kernel died"):
+        run(tmp_path, only="01")
+    assert len(calls) == lost
 
 
 def steps(tmp_path):
