@@ -267,8 +267,9 @@ def train_stage(stage: Stage) -> dict[str, Any]:
 class RewardScorer:
     """A saved reward model that gives conversations their rewards.
 
-    Rewards are float32 and do not depend on the batch, the order or the padding. They are only
-    comparable with rewards of the same model: a Bradley–Terry model fixes differences, not levels.
+    Rewards do not depend on the batch, the order or the padding, up to the rounding of `dtype`
+    (the head is float32 in any case). They are only comparable with rewards of the same model: a
+    Bradley–Terry model fixes differences, not levels.
     """
 
     def __init__(
