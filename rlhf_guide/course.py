@@ -292,7 +292,7 @@ def _execute(
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
         try:
-            _with_a_kernel(execute)
+            _with_a_kernel(execute, path)
         except papermill.PapermillExecutionError as error:
             raise NotebookFailed(_cell_failed(path, target, error)) from None
         except (DeadKernelError, CellExecutionError, CellTimeoutError) as error:
@@ -300,14 +300,12 @@ def _execute(
     return time.perf_counter() - began, peak["gib"]
 
 
-def _with_a_kernel(execute: Callable[[], Any]) -> None:
+def _with_a_kernel(execute: Callable[[], Any], path: Path) -> None:
     """Call `execute`, once more each time its kernel ended before it had run anything.
 
     Jupyter looks for free ports before it starts the kernel that binds them, so another program
-    can be faster. Raises DeadKernelError after `KERNEL_STARTS` such starts.
+    can be faster. Raises NotebookFailed after `KERNEL_STARTS` such starts.
     """
-    from nbclient.exceptions import DeadKernelError
-
     for _ in range(KERNEL_STARTS):
         try:
             execute()
@@ -315,7 +313,10 @@ def _with_a_kernel(execute: Callable[[], Any]) -> None:
         except RuntimeError as error:
             if "before replying to kernel_info" not in str(error):
                 raise
-    raise DeadKernelError(f"it did not start in {KERNEL_STARTS} attempts")
+    raise NotebookFailed(
+        f"{path.name}: its kernel ended {KERNEL_STARTS} times before it ran a cell; what it said "
+        "stands above. Where another program took its port, give the same command again."
+    )
 
 
 def _cell_failed(path: Path, target: Path, error: Any) -> str:

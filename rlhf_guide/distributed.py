@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from rlhf_guide import generation, vllm_backend
 from rlhf_guide.annotation import CHUNK
@@ -40,7 +41,13 @@ from rlhf_guide.chat import stop_token_ids
 from rlhf_guide.errors import DataError, GuideError, ParameterError
 from rlhf_guide.files import canonical_hash, plain_disk_errors, write_jsonl
 from rlhf_guide.machine import usable_cores
-from rlhf_guide.models import load_policy, load_tokenizer, save_model, weights_hash
+from rlhf_guide.models import (
+    choose_device,
+    load_policy,
+    load_tokenizer,
+    save_model,
+    weights_hash,
+)
 from rlhf_guide.settings import Generation
 
 Row = dict[str, Any]
@@ -286,7 +293,7 @@ def _vllm_engine(job: GenerationJob, tokenizer: Any) -> Callable[[list[Any]], li
     """A vLLM engine in this process; an adapter is merged into a temporary model first."""
     if importlib.util.find_spec("vllm") is None:
         raise GuideError(vllm_backend.INSTALL)
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     stops = sorted({*stop_token_ids(tokenizer), tokenizer.pad_token_id})
     with tempfile.TemporaryDirectory() as scratch:
@@ -296,28 +303,20 @@ def _vllm_engine(job: GenerationJob, tokenizer: Any) -> Callable[[list[Any]], li
             folder = str(save_model(merged, tokenizer, scratch))
             del merged
             torch.cuda.empty_cache()
-        engine = LLM(model=folder, dtype=job.dtype, enable_prefix_caching=True)
+        device, dtype, _ = choose_device(job.dtype)
+        longest = AutoConfig.from_pretrained(folder).max_position_embeddings
+        engine = LLM(
+            model=folder,
+            dtype=str(dtype).removeprefix("torch."),
+            enable_prefix_caching=True,
+            **vllm_backend.engine_options(device.type, longest),
+        )
 
     def sample(requests: list[Any]) -> list[Any]:
-        wanted = [
-            (
-                {"prompt_token_ids": request.prompt_ids},
-                SamplingParams(
-                    temperature=temperature,
-                    top_p=job.settings.top_p,
-                    max_tokens=job.settings.max_new_tokens,
-                    seed=seed,
-                    stop_token_ids=stops,
-                    detokenize=False,
-                ),
-            )
-            for request in requests
-            for temperature, seed in zip(request.temperatures, request.seeds, strict=True)
-        ]
-        prompts, parameters = zip(*wanted, strict=True)
-        outputs = engine.generate(list(prompts), list(parameters), use_tqdm=False)
-        tokens = iter([vllm_backend.answer_tokens(output.outputs[0], stops) for output in outputs])
-        return [[next(tokens) for _ in request.seeds] for request in requests]
+        asked, settings = [asdict(request) for request in requests], job.settings
+        return vllm_backend.draw_answers(
+            engine, asked, settings.max_new_tokens, settings.top_p, stops
+        )
 
     return sample
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,11 @@ def _job(
     device, resolved, _ = choose_device(dtype)
     longest = max(len(requests[i].prompt_ids) for batch in batches for i in batch)
     length = longest + settings.max_new_tokens
-    for_cpu = {**CPU_OPTIONS, "max_num_batched_tokens": max(STEP_TOKENS, length)}
     return {
         "model": str(model_path),
         "dtype": str(resolved).removeprefix("torch."),
         "max_model_len": length,
-        "options": for_cpu if device.type == "cpu" else {},
+        "options": engine_options(device.type, length),
         "max_new_tokens": settings.max_new_tokens,
         "top_p": settings.top_p,
         "stop_ids": sorted({*stop_token_ids(tokenizer), tokenizer.pad_token_id}),
@@ -97,6 +96,16 @@ def _job(
             for batch in batches
         ],
     }
+
+
+def engine_options(device: str, length: int) -> dict[str, Any]:
+    """What vLLM's engine needs besides model and data type, for requests of up to `length` tokens.
+
+    `length` counts prompt and answer.
+    """
+    if device != "cpu":
+        return {}
+    return {**CPU_OPTIONS, "max_num_batched_tokens": max(STEP_TOKENS, length)}
 
 
 def _results(folder: Path, count: int) -> Iterator[list[list[list[int]]]]:
@@ -142,7 +151,7 @@ def _next_line(source: Any, child: subprocess.Popen, log: Path) -> str:
 
 def _serve(path: Path) -> None:
     """The child: load the model once, answer batch by batch."""
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     job = json.loads(path.read_text(encoding="utf-8"))
     llm = LLM(
@@ -154,27 +163,40 @@ def _serve(path: Path) -> None:
     )
     with (path.parent / "results.jsonl").open("a", encoding="utf-8") as sink:
         for batch in job["batches"]:
-            wanted = [
-                (
-                    {"prompt_token_ids": request["prompt_ids"]},
-                    SamplingParams(
-                        temperature=temperature,
-                        top_p=job["top_p"],
-                        max_tokens=job["max_new_tokens"],
-                        seed=seed,
-                        stop_token_ids=job["stop_ids"],
-                        detokenize=False,
-                    ),
-                )
-                for request in batch
-                for temperature, seed in zip(request["temperatures"], request["seeds"], strict=True)
-            ]
-            prompts, parameters = zip(*wanted, strict=True)
-            outputs = llm.generate(list(prompts), list(parameters), use_tqdm=False)
-            tokens = iter([answer_tokens(output.outputs[0], job["stop_ids"]) for output in outputs])
-            answers = [[next(tokens) for _ in request["seeds"]] for request in batch]
+            answers = draw_answers(llm, batch, job["max_new_tokens"], job["top_p"], job["stop_ids"])
             sink.write(json.dumps(answers) + "\n")
             sink.flush()
+
+
+def draw_answers(
+    engine: Any,
+    requests: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    top_p: float,
+    stop_ids: Sequence[int],
+) -> list[list[list[int]]]:
+    """New tokens of every answer, request by request; a request has the fields of `Request`."""
+    from vllm import SamplingParams
+
+    wanted = [
+        (
+            {"prompt_token_ids": request["prompt_ids"]},
+            SamplingParams(
+                temperature=temperature,
+                top_p=top_p,
+                max_tokens=max_new_tokens,
+                seed=seed,
+                stop_token_ids=list(stop_ids),
+                detokenize=False,
+            ),
+        )
+        for request in requests
+        for temperature, seed in zip(request["temperatures"], request["seeds"], strict=True)
+    ]
+    prompts, parameters = zip(*wanted, strict=True)
+    outputs = engine.generate(list(prompts), list(parameters), use_tqdm=False)
+    tokens = iter([answer_tokens(output.outputs[0], stop_ids) for output in outputs])
+    return [[next(tokens) for _ in request["seeds"]] for request in requests]
 
 
 def answer_tokens(completion: Any, stop_ids: Sequence[int]) -> list[int]:

@@ -94,7 +94,8 @@ def main() -> None:
     keep_freed_memory()  # as every notebook does
     found = measure(given.model, given.pairs)
     if given.json:
-        print(json.dumps({"model": given.model if given.model in NAMES else "trained", **found}))
+        model = given.model if given.model in NAMES else "trained"
+        print(json.dumps({"model": model, "dtype": "float32", **found}))
     else:
         print("\n".join(f"{name:32} {value:10.5f}" for name, value in found.items()))
 
