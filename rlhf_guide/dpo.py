@@ -27,6 +27,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import DPOConfig
 
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.batching import bucketed_order, sample_rows
 from rlhf_guide.chat import encode_completion, truncate_left
 from rlhf_guide.dpo_losses import loss_arguments
@@ -36,7 +37,6 @@ from rlhf_guide.models import (
     choose_device,
     load_policy,
     load_tokenizer,
-    lora_config,
     merge_adapter,
     save_model,
     weights_hash,

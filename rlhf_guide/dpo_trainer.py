@@ -1,21 +1,29 @@
 """TRL's DPO trainer, changed in four places.
 
-It takes token ids, reads prompts once, has cheaper logits and knows the optimistic term.
+It takes token ids, reads prompts once, has cheaper logits and knows the optimistic term. On a GPU
+the logits are TRL's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
+from torch.utils.checkpoint import checkpoint
 from trl import DPOTrainer
 from trl.trainer import utils as trl_utils
 
 from rlhf_guide.shared_prompts import shared_prompts
+
+TILE = 2048  # answer tokens whose logits are in memory at once, on a CPU
+# Logged by TRL, of no use to the loss, and not computed on a CPU.
+NOT_COMPUTED = ("entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
 
 
 class PairTrainer(DPOTrainer):
@@ -43,6 +51,9 @@ class PairTrainer(DPOTrainer):
         with _answer_tokens_only():
             with self._prompts_once():
                 loss = super()._compute_loss(model, inputs, return_outputs)
+            if not torch.cuda.is_available():
+                for name in NOT_COMPUTED:
+                    del self._metrics["train" if self.model.training else "eval"][name]
             if answers is None:
                 return loss
             return loss + self.optimism_weight * self._reference_answers_logp(model, answers)
@@ -85,10 +96,50 @@ class _WithReferenceAnswers:
         return {**self.collate(rows), "reference": answers}
 
 
-def _answer_tokens_only() -> AbstractContextManager:
-    """Let TRL project only answer tokens onto the vocabulary on a CPU too, as it does on CUDA.
+@contextmanager
+def _answer_tokens_only() -> Iterator[None]:
+    """On a CPU, project answer tokens alone onto the vocabulary, and compute what the loss needs.
 
-    Prompts and padding are more than half of a batch, and with a small model the vocabulary is a
-    large part of a step. The result is the same (tests/test_dpo.py compares it with plain logits).
+    TRL 1.16 does the first on CUDA only. Its step also takes the entropy, the mean logit and the
+    most likely token at every position, and rounds and copies its way through tiles of the
+    vocabulary: with a small model all this costs more than the layers. The log-probabilities are
+    the same (tests/test_dpo.py compares them with plain logits).
     """
-    return mock.patch.object(trl_utils, "_use_triton", return_value=True)
+    with ExitStack() as patches:
+        if not torch.cuda.is_available():
+            replaced = (
+                mock.patch.object(trl_utils, "_use_triton", return_value=True),
+                mock.patch.object(trl_utils, "_ChunkedLogProbFunction", _LogProbs),
+            )
+            for patch in replaced:
+                patches.enter_context(patch)
+        yield
+
+
+class _LogProbs:
+    """What TRL's function of the same arguments gives, and zeros for what was not computed."""
+
+    @staticmethod
+    def apply(
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        temperature: float,
+        _chunk_size: int,
+        softcap: float | None,
+        scale: float,
+        _outputs: tuple[str, ...],
+    ) -> tuple[torch.Tensor | None, ...]:
+        def of_tile(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            logits = F.linear(hidden, weight, bias).float() * scale
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            return -F.cross_entropy(logits / temperature, targets, reduction="none")
+
+        tiles = list(zip(hidden.split(TILE), targets.split(TILE), strict=True))
+        if len(tiles) > 1:  # the backward pass computes a tile's logits again
+            of_tile = partial(checkpoint, of_tile, use_reentrant=False)
+        logps = torch.cat([of_tile(*tile) for tile in tiles])
+        nothing = torch.zeros_like(logps)
+        return logps, nothing, nothing, nothing, nothing.bool()

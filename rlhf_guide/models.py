@@ -11,10 +11,9 @@ is a local folder or a Hub id, and a Hub id is downloaded only when that was all
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -41,7 +40,6 @@ SPARE_TOKENS = (
 LOADING = {"attn_implementation": "sdpa", "use_safetensors": True}
 # What PyTorch calls a CPU's units for bfloat16 products, and what their makers do.
 BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def resolve_model(name: str, allow_download: bool = False) -> Path:
@@ -225,15 +223,6 @@ def _parameters(model: PreTrainedModel | str | Path) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as opened:
             tensors.update({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118
     return tensors
-
-
-def lora_config(rank: int, task_type: str = "CAUSAL_LM", **options: Any) -> LoraConfig:
-    """Low-rank adapters on all attention and MLP projections, scaled by alpha / r = 2.
-
-    Without dropout: it would make the policy differ from its reference before the first step.
-    """
-    options.setdefault("target_modules", PROJECTIONS)
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, task_type=task_type, **options)
 
 
 def last_layers(model: PreTrainedModel, count: int) -> list[int]:

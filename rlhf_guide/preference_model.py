@@ -33,6 +33,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.batching import bucketed_order, last_hidden_states_by_prompt, sample_rows
 from rlhf_guide.chat import encode_completion, encode_prompt
 from rlhf_guide.comparisons import (
@@ -50,7 +51,6 @@ from rlhf_guide.models import (
     last_layers,
     load_policy,
     load_tokenizer,
-    lora_config,
     merge_adapter,
     resolve_model,
     save_model,

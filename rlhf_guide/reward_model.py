@@ -26,6 +26,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 from trl import RewardConfig, RewardTrainer
 
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.batching import (
     bucketed_order,
     last_hidden_states_by_prompt,
@@ -38,7 +39,6 @@ from rlhf_guide.models import (
     last_layers,
     load_reward_model,
     load_tokenizer,
-    lora_config,
     merge_adapter,
     resolve_model,
     save_model,

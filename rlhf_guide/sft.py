@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
 
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.chat import assistant_mask, check_template, encode_conversation
 from rlhf_guide.errors import DataError, TemplateError
 from rlhf_guide.generation import answer_config
@@ -24,7 +25,6 @@ from rlhf_guide.models import (
     LOADING,
     choose_device,
     load_tokenizer,
-    lora_config,
     merge_adapter,
     resolve_model,
     save_model,

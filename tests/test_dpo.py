@@ -324,3 +324,37 @@ def test_summary_reads_first_step_and_last_quarter():
     assert found["steps"] == 4
     assert (found["start_loss"], found["end_loss"]) == (pytest.approx(0.7), pytest.approx(0.4))
     assert found["end_chosen_log_ratio"] == pytest.approx(6.0)
+
+
+# --- cheaper logits ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("softcap", "scale", "temperature"), [(None, 1.0, 1.0), (3.0, 0.5, 0.7)])
+@pytest.mark.parametrize("tile", [4, 100])
+def test_log_probs_and_gradients_are_those_of_trls_tiles(
+    monkeypatch, softcap, scale, temperature, tile
+):
+    from trl.trainer import utils as trl_utils
+
+    from rlhf_guide import dpo_trainer
+
+    monkeypatch.setattr(dpo_trainer, "TILE", tile)
+    torch.manual_seed(0)
+    targets, found = torch.randint(50, (10,)), []
+    hidden, weight, bias = torch.randn(10, 8), torch.randn(50, 8), torch.randn(50)
+    for function in (dpo_trainer._LogProbs, trl_utils._ChunkedLogProbFunction):
+        given = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+        options = (targets, temperature, 16, softcap, scale, ("log_probs",))
+        logps = function.apply(*given, *options)[0]
+        (logps * torch.arange(10)).sum().backward()
+        found.append([logps.detach(), *(tensor.grad for tensor in given)])
+    for ours, trls in zip(*found, strict=True):
+        torch.testing.assert_close(ours, trls)
+
+
+def test_what_was_not_computed_is_not_logged(first):
+    from rlhf_guide.dpo_trainer import NOT_COMPUTED
+
+    logged = set(first[1]["history"][0])
+    assert not logged & set(NOT_COMPUTED)
+    assert {"loss", "rewards/margins", "logps/chosen"} <= logged

@@ -9,6 +9,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from peft import get_peft_model
 
 from rlhf_guide import embedded
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.chat import CHATML, end_of_turn_id
 from rlhf_guide.errors import DownloadRefused, GuideError, WeightsError
 from rlhf_guide.models import (
@@ -16,7 +17,6 @@ from rlhf_guide.models import (
     load_policy,
     load_reward_model,
     load_tokenizer,
-    lora_config,
     resolve_model,
     save_model,
     weights_hash,

@@ -8,9 +8,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from rlhf_guide import plan
+from rlhf_guide.adapters import lora_config
 from rlhf_guide.cli import main
 from rlhf_guide.errors import GuideError, ParameterError
-from rlhf_guide.models import last_layers, lora_config
+from rlhf_guide.models import last_layers
 from rlhf_guide.profiles import load_profile
 
 # The published configuration of Meta-Llama-3-8B.
