@@ -32,15 +32,15 @@ with the one stored beside the outputs. Time, memory and disk are those of that 
 ## Benchmarks and slow tests
 
 They take too long for every change: `tests/benchmarks/record.py` and `make slow` run them by hand.
-The last result of each; the files beside that script have more.
+The last result of those that have one; the files beside that script have more.
 
 {measurements}
 """
 
 RESULTS = """# Results
 
-All numbers of the published `cpu` run, with 95% intervals; `n` counts prompts, for the theory
-worlds. An interval of a gain that contains 0, or of a win rate that contains ½, shows no
+All numbers of the published `cpu` run and, in the rows `seeds_…`, of the study over seeds, with 95%
+intervals; `n` counts prompts, for the theory worlds. An interval of a gain that contains 0, or of a win rate that contains ½, shows no
 difference. Chapter [08](../notebooks/08_evaluation.ipynb) says how they were measured, and what
 they cannot show.
 

@@ -61,6 +61,11 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     run.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="replace one number"
     )
+    run.add_argument(
+        "--one-of-several",
+        action="store_true",
+        help="a --set for notebooks that --only leaves out is no error: another job runs those",
+    )
     run.add_argument("--run-dir", help="the run folder; by default runs/<profile>")
     run.add_argument("--notebooks", help="folder of the notebooks")
     network = run.add_mutually_exclusive_group()
@@ -129,6 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         notebooks=options.notebooks,
         block_network=options.no_network,
         say=lambda line: print(line, flush=True),
+        one_of_several=options.one_of_several,
     )
     print(f"Results: rlhf-guide report {shown(workspace.path)}")
     return 0

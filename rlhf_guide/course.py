@@ -54,8 +54,12 @@ def run_course(
     notebooks: str | Path | None = None,
     block_network: bool = False,
     say: Print = print,
+    one_of_several: bool = False,
 ) -> Workspace:
     """Execute the notebooks of a profile and return its run folder.
+
+    With `one_of_several`, an override that only notebooks outside `only` take is no error: another
+    job runs those.
 
     Raises `ParameterError` before any kernel starts for a wrong parameter, `NotebookFailed` with
     the failing cell's error in plain words, and `GuideError` when the folder is in use.
@@ -64,8 +68,9 @@ def run_course(
     settings = require_available_data(load_profile(profile, **overrides))
     overrides.pop("allow_download", None)  # kernels learn of it through their environment
     folder = notebooks_dir(notebooks)
-    chosen = select(list_notebooks(folder), only)
-    parameters = split_parameters(chosen, overrides)
+    every = list_notebooks(folder)
+    chosen = select(every, only)
+    parameters = split_parameters(chosen, overrides, every if one_of_several else ())
     workspace = open_run(settings, run_dir)
     with _only_runner(workspace), _kernel_environment(settings, block_network):
         for path in chosen:
@@ -103,18 +108,20 @@ def _typed(kind: type, text: str) -> Any:
 
 
 def split_parameters(
-    notebooks: Sequence[Path], overrides: Mapping[str, Any]
+    notebooks: Sequence[Path], overrides: Mapping[str, Any], others: Sequence[Path] = ()
 ) -> dict[str, dict[str, Any]]:
     """The overrides that each notebook takes, by the notebook's stem.
 
     Raises `ParameterError` when a notebook declares a name that no profile knows, lacks one
-    that all must take, or when no chosen notebook takes an override.
+    that all must take, or when none of the chosen notebooks, and of the `others`, takes an
+    override.
     """
     declared = {path.stem: notebook_parameters(read_notebook(path)) for path in notebooks}
     for stem, names in declared.items():
         _check_declared(stem, names)
+    elsewhere = [notebook_parameters(read_notebook(path)) for path in others]
     for name in overrides:
-        if not any(name in names for names in declared.values()):
+        if not any(name in names for names in (*declared.values(), *elsewhere)):
             raise ParameterError(
                 f"{name}: none of the chosen notebooks takes it ({', '.join(declared)}); "
                 "leave it out, or choose other notebooks with --only."

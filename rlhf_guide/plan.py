@@ -151,7 +151,7 @@ ASSUMPTIONS: dict[str, tuple[float, str]] = {
     "usable_memory": (0.92, "the rest is CUDA's context, buffers of NCCL, fragmentation"),
     "vllm_memory": (0.90, "vLLM's default share of the memory for weights and cache"),
     "answers_in_flight": (256, "sequences that vLLM decodes at once, its usual maximum"),
-    "demonstrations": (1_760_000, "rows of a public union of the nine SFT sources, see data notes"),
+    "demonstrations": (1_760_000, "rows of a public union of the nine SFT sources"),
     "demonstration_tokens": (450, "mean length of a demonstration; nobody published it"),
     "offline_pairs": (183_000, "prompts of Nectar, the offline baseline's source, one pair each"),
     "answer_tokens": (500, "an online answer, longer than the stored ones below"),
@@ -265,7 +265,9 @@ def training_memory(
     Full fine-tuning holds weights, gradients and both moments in float32 (16 bytes a parameter);
     `mixed` adds bfloat16 copies for autocast. With adapters the frozen weights have 2 bytes, or 4
     unless `mixed`. `strategy` divides: ddp nothing, zero2 gradients and optimizer, zero3 and fsdp2
-    weights too, of which two gathered layers are whole at a time. With adapters in the last
+    weights too, of which two gathered layers are whole at a time. DeepSpeed (zero2, zero3) has no
+    autocast: `mixed` makes its weights and gradients bfloat16, 2 bytes each, and its optimizer
+    keeps the float32 weights beside the moments, 12 bytes. With adapters in the last
     `lora_layers` only (0: all), the layers below keep no activations. `head`: the output has a
     score for every word of the vocabulary, at `output_tokens` places (all by default).
     """
@@ -281,16 +283,17 @@ def training_memory(
     parts = devices if strategy in ("zero3", "fsdp2") else 1
     small = 1 if strategy == "ddp" else devices
     whole = max(model.layer_parameters, model.embedding_parameters) * 2
+    cast = mixed and strategy.startswith("zero")
     if parts > 1:
         copies = low * whole
     else:
-        copies = low * model.multiplied if mixed and not lora_rank else 0
+        copies = low * model.multiplied if mixed and not lora_rank and not cast else 0
     outputs = tokens if output_tokens is None else output_tokens
     return {
-        "weights": (4 * trained + low * frozen) / parts,
+        "weights": ((2 if cast else 4) * trained + low * frozen) / parts,
         "weight copies": copies,
-        "gradients": 4 * trained / small,
-        "optimizer": 8 * trained / small,
+        "gradients": (2 if cast else 4) * trained / small,
+        "optimizer": (12 if cast else 8) * trained / small,
         "activations": activation_bytes(model, tokens, low, checkpointing, bool(lora_rank), kept),
         "logits": LOGIT_COPIES * 4 * outputs * model.vocabulary if head else 0,
     }

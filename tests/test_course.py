@@ -196,6 +196,18 @@ def test_wrong_request_is_refused_before_a_kernel_starts(tmp_path, options, word
     assert not (tmp_path / "run").exists()
 
 
+def test_one_job_of_several_takes_what_it_knows_of_the_settings(tmp_path):
+    beta = fake_course.notebook("1", parameters=fake_course.PARAMETERS + "\ndpo_beta = None")
+    fake_course.write_course(tmp_path, {"06_offline_dpo": beta})
+    refused = "none of the chosen notebooks takes it"
+    with pytest.raises(ParameterError, match=refused):
+        run(tmp_path, only="01", overrides={"dpo_beta": 0.2})
+    with pytest.raises(ParameterError, match=refused):
+        run(tmp_path, only="01", overrides={"online_iterations": 2}, one_of_several=True)
+    _, lines = run(tmp_path, only="01", overrides={"dpo_beta": 0.2}, one_of_several=True)
+    assert "ok" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("cell", "words"),
     [

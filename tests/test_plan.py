@@ -101,8 +101,9 @@ def _measured_peak(config, tokens, rank, layers):
 
 def test_each_strategy_divides_what_its_name_says():
     def parts(strategy):
-        found = plan.training_memory(plan.LLAMA3_8B, 1024, devices=8, strategy=strategy)
-        one = plan.training_memory(plan.LLAMA3_8B, 1024)
+        options = {"strategy": strategy, "mixed": False}
+        found = plan.training_memory(plan.LLAMA3_8B, 1024, devices=8, **options)
+        one = plan.training_memory(plan.LLAMA3_8B, 1024, mixed=False)
         names = ("weights", "gradients", "optimizer")
         return [one[name] / found[name] for name in names]
 
@@ -110,6 +111,18 @@ def test_each_strategy_divides_what_its_name_says():
     assert parts("zero2") == [1, 8, 8]
     assert parts("zero3") == parts("fsdp2") == [8, 8, 8]
     assert sum(plan.training_memory(plan.LLAMA3_8B, 0).values()) > 16 * plan.LLAMA3_8B.parameters
+
+
+def test_deepspeed_keeps_bfloat16_weights_and_divides_the_float32_ones():
+    def bytes_a_parameter(strategy):
+        found = plan.training_memory(plan.LLAMA3_8B, 1024, devices=8, strategy=strategy)
+        names = ("weights", "gradients", "optimizer")
+        return [found[name] / plan.LLAMA3_8B.parameters for name in names]
+
+    assert bytes_a_parameter("zero2") == [2, 2 / 8, 12 / 8]
+    assert bytes_a_parameter("zero3") == [2 / 8, 2 / 8, 12 / 8]
+    assert bytes_a_parameter("fsdp2") == [4 / 8, 4 / 8, 8 / 8]
+    assert not plan.training_memory(plan.LLAMA3_8B, 1, devices=8, strategy="zero2")["weight copies"]
 
 
 def test_adapters_cost_what_their_layers_cost():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_guide
+from rlhf_guide import cli
 from rlhf_guide.profiles import load_profile
 
 FOLDER = Path(rlhf_guide.__file__).parent / "slurm"
@@ -85,6 +86,15 @@ def test_the_driver_chains_every_stage_to_the_one_before(run):
         assert call[call.index("--profile") :][:4] == ARGUMENTS
         assert ("--nodes=2" in call) == (words(call)[0] == "training")
         assert ("--array=0-3" in call) == (words(call)[0] == "generation")
+
+
+def test_settings_reach_every_job_and_refuse_none(run):
+    setting = ["--set", "dpo_beta=0.05"]
+    for call in run("submit.sh", *ARGUMENTS, *setting):
+        file, *arguments = words(call)
+        assert setting == arguments[arguments.index("--set") :][:2]
+        if file == "notebooks":  # chapter 03, say, does not take it
+            assert cli._parser().parse_args(["run", *arguments]).one_of_several
 
 
 def test_each_iteration_draws_scores_and_trains_in_this_order(run):

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Submit the run as a chain: each job starts when the one before it has ended well.
 #
-#   bash submit.sh --profile paper --run-dir runs/paper
+#   bash submit.sh --profile paper --run-dir runs/paper [--set dpo_beta=0.05]
 #
 # NODES (default 1) is the number of nodes of a training job, TASKS (default 8) the number of tasks
 # that draw or score an iteration's answers. After a failure mend the cause and give the same command
@@ -25,7 +25,7 @@ submit() {
 }
 
 notebook() {
-    submit "$here/notebooks.sbatch" "${arguments[@]}" --only "$1"
+    submit "$here/notebooks.sbatch" "${arguments[@]}" --one-of-several --only "$1"
 }
 
 train() {
