@@ -111,8 +111,13 @@ def request_seed(seed: int, prompt_id: str, sample: int) -> int:
 
 
 def policy_name(model_path: str | Path, adapter: str | Path | None) -> str:
-    """A short name for the rows: the last folders of what was loaded, never a whole path."""
-    parts = Path(adapter).parts[-3:] if adapter else Path(model_path).parts[-2:]
+    """A name for the rows: the policy's place in its run folder, whatever that folder is called.
+
+    Outside a run folder it is the last two folders, never a whole path.
+    """
+    path = Path(adapter or model_path)
+    run = next((folder for folder in path.parents if (folder / "run.json").exists()), None)
+    parts = path.relative_to(run).parts if run else path.parts[-2:]
     return "/".join(part for part in parts if part != "/")
 
 

@@ -35,9 +35,11 @@ def report_to(tracker: str) -> str:
 def write_history(
     folder: Path, history: Sequence[Mapping[str, float]], title: str
 ) -> tuple[Path, Path]:
-    """Write `history.csv` (one row an optimiser step) and `history.png` (its loss)."""
+    """Write `history.csv` (one row an optimiser step, columns by name) and `history.png` (its loss)."""
     table, plot = folder / "history.csv", folder / "history.png"
-    columns = list(dict.fromkeys(name for row in history for name in row))
+    names = {name for row in history for name in row}
+    first = [name for name in ("step", "epoch", "loss") if name in names]
+    columns = [*first, *sorted(names.difference(first))]  # not as the trainer happened to log them
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -284,3 +284,16 @@ def test_vllm_runs_in_its_own_process(tiny, tmp_path, monkeypatch, broken):
         assert response["text"] == tokenizer.decode([response["seed"] % 1000 + 200])
         assert response["n_tokens"] == 1
         assert response["finish_reason"] == ("length" if response["temperature"] == 1 else "stop")
+
+
+def test_a_policy_is_named_by_its_place_in_the_run_whatever_the_run_is_called(tmp_path):
+    from rlhf_guide.generation import policy_name
+
+    names = set()
+    for run in ("smoke", "another"):
+        folder = tmp_path / run / "offline_dpo" / "policy"
+        folder.mkdir(parents=True)
+        (tmp_path / run / "run.json").write_text("{}")
+        names.add(policy_name("base/model", folder))
+    assert names == {"offline_dpo/policy"}
+    assert policy_name("/somewhere/far/base/model", None) == "base/model"
