@@ -40,9 +40,9 @@ The last result of those that have one; the files beside that script have more.
 RESULTS = """# Results
 
 All numbers of the published `cpu` run and, in the rows `seeds_…`, of the study over seeds, with 95%
-intervals; `n` counts prompts, for the theory worlds. An interval of a gain that contains 0, or of a win rate that contains ½, shows no
-difference. Chapter [08](../notebooks/08_evaluation.ipynb) says how they were measured, and what
-they cannot show.
+intervals; `n` counts prompts, for the theory worlds. An interval of a gain that contains 0, or of a
+win rate that contains ½, shows no difference. Chapter [08](../notebooks/08_evaluation.ipynb) says
+how they were measured, and what they cannot show.
 
 ![{alt}](_static/results.svg)
 

@@ -35,7 +35,7 @@ def report_to(tracker: str) -> str:
 def write_history(
     folder: Path, history: Sequence[Mapping[str, float]], title: str
 ) -> tuple[Path, Path]:
-    """Write `history.csv` (one row an optimiser step, columns by name) and `history.png` (its loss)."""
+    """Write `history.csv` (one row a step, columns by name) and `history.png` (its loss)."""
     table, plot = folder / "history.csv", folder / "history.png"
     names = {name for row in history for name in row}
     first = [name for name in ("step", "epoch", "loss") if name in names]
