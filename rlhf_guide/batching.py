@@ -7,11 +7,17 @@ token is used for padding.
 """
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
+
+from rlhf_guide.shared_prompts import sees_whole_past
+from rlhf_guide.token_trees import Tree, as_batch, token_trees
+
+WORTH_SHARING = 0.95  # of the tokens left to read; the mask costs more than a smaller gain
+BATCH_TOKENS = 8192  # in a batch of trees, whose masks grow with the square of their tokens
 
 
 @torch.inference_mode()
@@ -24,131 +30,75 @@ def last_hidden_states(
     backbone alone runs: no vocabulary-sized logits are built. Raises ValueError for an empty
     sequence.
     """
-    if any(len(ids) == 0 for ids in sequences):
-        raise ValueError("cannot pool an empty sequence: it has no last token")
+    _refuse_empty(sequences)
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    pooled = torch.zeros(len(sequences), model.config.get_text_config().hidden_size)
+    pooled = _nothing_yet(model, len(sequences))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        pooled[rows] = _pool_batch(model, [sequences[row] for row in rows], pad_id)
+        batch = [sequences[row] for row in rows]
+        lengths = torch.tensor([len(ids) for ids in batch])
+        input_ids = torch.full((len(batch), int(lengths.max())), pad_id)
+        for row, ids in enumerate(batch):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+        hidden = _hidden_states(model, input_ids, mask.long())
+        pooled[rows] = hidden[torch.arange(len(batch)), lengths - 1].float().cpu()
     return pooled
-
-
-def _pool_batch(
-    model: PreTrainedModel,
-    batch: list[list[int]],
-    pad_id: int,
-    cache: DynamicCache | None = None,
-    past_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Last hidden states of a batch, which continues what is in the cache, if there is one."""
-    lengths = torch.tensor([len(ids) for ids in batch])
-    input_ids = torch.full((len(batch), int(lengths.max())), pad_id)
-    for row, ids in enumerate(batch):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-    places = torch.arange(input_ids.shape[1])
-    mask = (places < lengths[:, None]).long()
-    past = {}
-    if cache is not None:
-        positions = past_mask.sum(dim=1, keepdim=True) + places
-        past = {"past_key_values": cache, "position_ids": positions.to(model.device)}
-        mask = torch.cat([past_mask, mask], dim=1)
-    output = model.base_model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        use_cache=cache is not None,
-        **past,
-    )
-    last = output.last_hidden_state[torch.arange(len(batch)), lengths - 1]
-    return last.float().cpu()
 
 
 @torch.inference_mode()
-def last_hidden_states_by_prompt(
-    model: PreTrainedModel,
-    sequences: Sequence[list[int]],
-    prompts: Sequence[Hashable],
-    pad_id: int,
-    batch_size: int = 32,
+def last_hidden_states_read_once(
+    model: PreTrainedModel, sequences: Sequence[list[int]], pad_id: int, batch_size: int = 32
 ) -> torch.Tensor:
-    """`last_hidden_states` of sequences that share beginnings, each of which is read once.
+    """`last_hidden_states` of sequences that start alike, with each beginning read once.
 
-    `prompts` names the prompt of each sequence; what the sequences of a prompt have in common is
-    its beginning. The keys and values of all beginnings are kept, so memory grows with the number
-    of prompts: for a few dozen short ones, and on the CPU only, since a GPU has no memory to spare
-    for them. Rounding aside, the result is the same.
+    Rounding aside, the result is the same; equal sequences are one. `batch_size` counts sequences,
+    as there. On the CPU only, where reading costs most; and where nothing is shared, or the model's
+    layers do not see the whole past, the sequences are read one by one.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(index)
-    if len(groups) == len(sequences) or model.device.type != "cpu":
+    _refuse_empty(sequences)
+    trees = token_trees(sequences, row_sequences=batch_size)
+    fewer = sum(len(tree.tokens) for tree in trees) < WORTH_SHARING * sum(map(len, sequences))
+    if not fewer or model.device.type != "cpu" or not sees_whole_past(model):
         return last_hidden_states(model, sequences, pad_id, batch_size)
-    shared, owner = [], [0] * len(sequences)
-    for number, rows in enumerate(groups.values()):
-        shared.append(_beginning([sequences[row] for row in rows]))
-        for row in rows:
-            owner[row] = number
-    layers, mask = _read_beginnings(model, shared, pad_id, batch_size)
-    tails = [ids[len(shared[at]) :] for ids, at in zip(sequences, owner, strict=True)]
-    order = sorted(range(len(tails)), key=lambda index: len(tails[index]))
-    pooled = torch.zeros(len(tails), model.config.get_text_config().hidden_size)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        at = torch.tensor([owner[row] for row in rows])
-        width = int(mask[at].sum(dim=1).max())  # beginnings are padded on the left
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(layers):
-            past = keys.shape[2] - width
-            cache.update(keys[at, :, past:], values[at, :, past:], layer)
-        past_mask = mask[at, mask.shape[1] - width :]
-        pooled[rows] = _pool_batch(model, [tails[row] for row in rows], pad_id, cache, past_mask)
+    pooled = _nothing_yet(model, len(sequences))
+    for batch in _batches_of_trees(trees, batch_size):
+        input_ids, mask, positions = as_batch(batch, pad_id)
+        hidden = _hidden_states(model, input_ids, mask, position_ids=positions)
+        for tree, states in zip(batch, hidden, strict=True):
+            pooled[list(tree.ends)] = states[list(tree.ends.values())].float()
     return pooled
 
 
-def _beginning(sequences: Sequence[list[int]]) -> list[int]:
-    """The tokens that all sequences start with, leaving at least one of each to read."""
-    shortest = min(len(ids) for ids in sequences) - 1
-    first = sequences[0]
-    for place in range(shortest):
-        if any(ids[place] != first[place] for ids in sequences):
-            return first[:place]
-    return first[:shortest]
+def _batches_of_trees(trees: Sequence[Tree], batch_size: int) -> Iterator[list[Tree]]:
+    """Trees of similar size, with at most `batch_size` sequences and some thousand tokens."""
+    batch: list[Tree] = []
+    for tree in sorted(trees, key=lambda tree: len(tree.tokens)):
+        sequences = sum(len(other.ends) for other in (*batch, tree))
+        tokens = (len(batch) + 1) * len(tree.tokens)
+        if batch and (sequences > batch_size or tokens > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(tree)
+    if batch:
+        yield batch
 
 
-def _read_beginnings(
-    model: PreTrainedModel, shared: Sequence[list[int]], pad_id: int, batch_size: int
-) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """Each layer's keys and values (beginnings, heads, length, size), padded left, and the mask."""
-    length = max(1, *(len(ids) for ids in shared))
-    mask = torch.zeros(len(shared), length, dtype=torch.long)
-    ids = torch.full((len(shared), length), pad_id)
-    for row, tokens in enumerate(shared):
-        if tokens:
-            mask[row, -len(tokens) :] = 1
-            ids[row, -len(tokens) :] = torch.tensor(tokens)
-    order = sorted(range(len(shared)), key=lambda index: len(shared[index]))
-    layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(1, len(shared[rows[-1]]))
-        part = mask[rows, length - width :]
-        cache = DynamicCache()
-        model.base_model(
-            input_ids=ids[rows, length - width :].to(model.device),
-            attention_mask=part.to(model.device),
-            position_ids=(part.cumsum(dim=1) - 1).clamp(min=0).to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        if not layers:
-            layers = [
-                tuple(x.new_zeros(len(shared), x.shape[1], length, x.shape[3]) for x in pair)
-                for pair in ((layer.keys, layer.values) for layer in cache.layers)
-            ]
-        for (keys, values), layer in zip(layers, cache.layers, strict=True):
-            keys[rows, :, length - width :] = layer.keys
-            values[rows, :, length - width :] = layer.values
-    return layers, mask
+def _refuse_empty(sequences: Sequence[list[int]]) -> None:
+    if any(len(ids) == 0 for ids in sequences):
+        raise ValueError("cannot pool an empty sequence: it has no last token")
+
+
+def _nothing_yet(model: PreTrainedModel, count: int) -> torch.Tensor:
+    return torch.zeros(count, model.config.get_text_config().hidden_size)
+
+
+def _hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, **more: torch.Tensor
+) -> torch.Tensor:
+    inputs = {"input_ids": input_ids, "attention_mask": mask, **more}
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def bucketed_order(lengths: Sequence[int], batch_size: int, seed: int, pool: int = 8) -> list[int]:

@@ -15,7 +15,6 @@ orders are asked and averaged, so that P(a, b) + P(b, a) = 1 whatever bias is le
     PreferenceScorer(folder).probability([(context_messages, answer_1, answer_2), ...])
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,7 +33,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_guide.adapters import lora_config
-from rlhf_guide.batching import bucketed_order, last_hidden_states_by_prompt, sample_rows
+from rlhf_guide.batching import bucketed_order, last_hidden_states_read_once, sample_rows
 from rlhf_guide.chat import encode_completion, encode_prompt
 from rlhf_guide.comparisons import (
     Comparison,
@@ -323,10 +322,9 @@ class PreferenceScorer:
             )
             for comparison in comparisons
         ]
-        hidden = last_hidden_states_by_prompt(
+        hidden = last_hidden_states_read_once(
             self.model,
             sequences,
-            [json.dumps(context) for context, _, _ in comparisons],
             self.tokenizer.pad_token_id,
             self.batch_size,
         )

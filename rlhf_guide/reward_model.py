@@ -15,7 +15,6 @@ pad = eos it would be read at the end of the question, and the loss would stay a
 starts at zero, so that the first loss is exactly ln 2 and anything else is a bug.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_guide.adapters import lora_config
 from rlhf_guide.batching import (
     bucketed_order,
-    last_hidden_states_by_prompt,
+    last_hidden_states_read_once,
     sample_rows,
 )
 from rlhf_guide.chat import encode_conversation, truncate_left
@@ -296,10 +295,9 @@ class RewardScorer:
             truncate_left(encode_conversation(self.tokenizer, messages), self.max_length)
             for messages in conversations
         ]
-        hidden = last_hidden_states_by_prompt(
+        hidden = last_hidden_states_read_once(
             self.model,
             sequences,
-            [json.dumps(messages[:-1]) for messages in conversations],
             self.tokenizer.pad_token_id,
             batch_size,
         )

@@ -42,7 +42,8 @@ def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
         output.last_hidden_state = hidden.gather(1, index)
         return output
 
-    with mock.patch.object(backbone, "forward", forward) if _fits(model) else nullcontext():
+    fits = sees_whole_past(model)
+    with mock.patch.object(backbone, "forward", forward) if fits else nullcontext():
         yield
 
 
@@ -79,8 +80,8 @@ def pair_rows(
     return rows, mask[:, None], positions, places
 
 
-def _fits(model: PreTrainedModel) -> bool:
-    """Whether a mask can say which tokens a model's layers see."""
+def sees_whole_past(model: PreTrainedModel) -> bool:
+    """Whether all layers attend to the whole past, so that a mask can say what they see."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)

@@ -11,7 +11,7 @@ from rlhf_guide import reward_model
 from rlhf_guide.batching import (
     bucketed_order,
     last_hidden_states,
-    last_hidden_states_by_prompt,
+    last_hidden_states_read_once,
     sample_rows,
 )
 from rlhf_guide.chat import encode_conversation, end_of_turn_id
@@ -139,23 +139,24 @@ def test_scores_do_not_depend_on_batch_or_order(scorer):
     np.testing.assert_allclose(backwards, together, atol=1e-5)
 
 
-def test_prompts_read_once_change_no_hidden_state(scorer):
-    """Beginnings of several lengths, one sequence alone, one that is another's beginning."""
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_reading_beginnings_once_changes_no_hidden_state(scorer, batch_size):
+    """Forks at several depths, one sequence alone, equal ones, one that is another's beginning."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(5, 400, (n,), generator=generator).tolist()  # noqa: E731
-    beginnings = {"long": draw(30), "short": draw(3), "none": [], "alone": draw(9)}
-    counts = {"long": 5, "short": 4, "none": 3, "alone": 1}
-    prompts = [name for name, count in counts.items() for _ in range(count)]
-    sequences = [beginnings[name] + draw(1 + 7 * k % 11) for k, name in enumerate(prompts)]
-    sequences[1] = sequences[0][:20]
+    trunk, other = draw(30), draw(3)
+    limb = trunk + draw(120)
+    stems = [trunk] * 4 + [limb] * 5 + [other] * 4 + [[]] * 3
+    sequences = [stem + draw(1 + 7 * k % 11) for k, stem in enumerate(stems)]
+    sequences += [sequences[0][:20], sequences[5], sequences[5], trunk]
     expected = last_hidden_states(scorer.model, sequences, 0, batch_size=4)
-    found = last_hidden_states_by_prompt(scorer.model, sequences, prompts, 0, batch_size=4)
+    found = last_hidden_states_read_once(scorer.model, sequences, 0, batch_size)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_beginning_is_read_once(scorer, monkeypatch):
-    read = []
-    backbone = type(scorer.model.base_model)
+def read_tokens(monkeypatch, scorer):
+    """The number of tokens of each forward pass from now on, as a list that grows."""
+    read, backbone = [], type(scorer.model.base_model)
     forward = backbone.forward
 
     def counting(self, input_ids=None, **kwargs):
@@ -163,9 +164,27 @@ def test_a_beginning_is_read_once(scorer, monkeypatch):
         return forward(self, input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(backbone, "forward", counting)
+    return read
+
+
+def test_a_beginning_is_read_once(scorer, monkeypatch):
+    read = read_tokens(monkeypatch, scorer)
     sequences = [[*range(5, 45), 50 + k] for k in range(8)]
-    last_hidden_states_by_prompt(scorer.model, sequences, ["same"] * 8, 0)
+    last_hidden_states_read_once(scorer.model, sequences, 0)
     assert sum(read) == 40 + 8
+
+
+def test_pairs_of_one_answer_read_it_once(scorer, monkeypatch):
+    """Six pairs of four answers to one question hold twelve conversations, of which four differ."""
+    answers = [conversation("Why?", f"Because of {name}.") for name in ("me", "you", "us", "them")]
+    pairs = [(a, b) for i, a in enumerate(answers) for b in answers[i + 1 :]]
+    talks = [talk for pair in pairs for talk in pair]
+    expected = scorer.score(answers)
+    read = read_tokens(monkeypatch, scorer)
+    scores = scorer.score(talks)
+    assert sum(read) < len(encode_conversation(scorer.tokenizer, answers[0])) * 2
+    found = {talk[-1]["content"]: score for talk, score in zip(talks, scores, strict=True)}
+    assert [found[a[-1]["content"]] for a in answers] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_scores_do_not_depend_on_padding(scorer, tokenizer):

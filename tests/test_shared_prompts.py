@@ -114,8 +114,8 @@ def test_models_that_a_mask_cannot_describe_are_left_alone(model, change):
         _attn_implementation=change.get("implementation", "sdpa"),
     )
     odd = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
-    assert not shared_prompts._fits(odd)
-    assert shared_prompts._fits(model)
+    assert not shared_prompts.sees_whole_past(odd)
+    assert shared_prompts.sees_whole_past(model)
 
 
 def histories(monkeypatch, module, train):
