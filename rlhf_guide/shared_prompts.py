@@ -19,7 +19,10 @@ from unittest import mock
 
 import torch
 from peft import PeftModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
+
+SHORT_ROW = 512  # tokens; attention weights grow with their square
 
 
 @contextmanager
@@ -36,7 +39,8 @@ def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
         rows, mask, positions, places = pair_rows(input_ids, attention_mask)
         options["position_ids"] = positions
-        output = whole(input_ids=rows, attention_mask=mask, **options)
+        with attention_by_products(rows, backbone.dtype):
+            output = whole(input_ids=rows, attention_mask=mask, **options)
         hidden = torch.cat([output.last_hidden_state] * 2)  # chosen rows, then rejected ones
         index = places[..., None].expand(-1, -1, hidden.shape[-1])
         output.last_hidden_state = hidden.gather(1, index)
@@ -78,6 +82,27 @@ def pair_rows(
     mask = past & (shared[:, None, :] | same_rest) & (to < used)[:, None, :]
     mask |= torch.eye(len(to), dtype=torch.bool, device=mask.device)  # padding sees itself
     return rows, mask[:, None], positions, places
+
+
+@contextmanager
+def attention_by_products(rows: torch.Tensor, dtype: torch.dtype) -> Iterator[None]:
+    """On a CPU in bfloat16, attention over short rows as two products and a softmax.
+
+    The backward pass of PyTorch's fused kernel takes two to four times as long there; a whole step
+    of DPO is a sixth slower with it (tests/benchmarks/online.py). What it saves is the memory of
+    the attention weights, which short rows hardly need. Rounding is that of transformers' own
+    "eager" attention.
+    """
+    if rows.device.type != "cpu" or dtype != torch.bfloat16 or rows.shape[1] > SHORT_ROW:
+        yield
+        return
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, despite its name
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 def sees_whole_past(model: PreTrainedModel) -> bool:

@@ -179,3 +179,39 @@ def test_the_preference_model_trains_alike(base, tmp_path, monkeypatch):
     for ours, theirs in zip(shared, plain, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours["accuracy"] == theirs["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "patched"),
+    [(torch.bfloat16, 40, True), (torch.float32, 40, False), (torch.bfloat16, 600, False)],
+)
+def test_only_short_rows_in_bfloat16_take_attention_by_products(dtype, width, patched):
+    """The choice is undone afterwards, and changes the result by rounding alone."""
+    query, key, value = torch.randn(3, 1, 2, width, 8, generator=torch.manual_seed(0)).to(dtype)
+    seen = torch.ones(width, width, dtype=torch.bool).tril()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    plain = attention(query, key, value, attn_mask=seen)
+    flag = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
+    before = flag(), torch.backends.cuda.flash_sdp_enabled()
+    with shared_prompts.attention_by_products(torch.zeros(1, width), dtype):
+        assert torch.backends.cuda.flash_sdp_enabled() != patched
+        found = attention(query, key, value, attn_mask=seen)
+    assert (flag(), torch.backends.cuda.flash_sdp_enabled()) == before
+    assert torch.equal(found, plain) or patched
+    torch.testing.assert_close(found, plain, atol=0.02, rtol=0.02)
+
+
+def test_rows_of_a_pair_take_attention_by_products(base, monkeypatch):
+    asked = []
+    chosen = shared_prompts.attention_by_products
+
+    def watched(rows, dtype):
+        asked.append((tuple(rows.shape), dtype))
+        return chosen(rows, dtype)
+
+    monkeypatch.setattr(shared_prompts, "attention_by_products", watched)
+    model = load_policy(base, torch.bfloat16)
+    ids, mask = batch([([5, 6, 7, 8], [5, 6, 9])])
+    with shared_prompts.shared_prompts(model):
+        model(input_ids=ids, attention_mask=mask)
+    assert asked == [((1, 5), torch.bfloat16)]

@@ -9,7 +9,9 @@ with one prompt a call (all its answers of one temperature at once), on the same
 time that vLLM needs to start; null where vLLM is not installed. `cached_reference_ratio`: time of a
 DPO step, forward and backward, with a live reference against one whose log-probabilities are
 columns of the data. The pass that computes them once is not in it: with a single epoch it costs
-about what it saves. Rounds of what is compared alternate, so that a busy machine slows both alike.
+about what it saves. `attention_ratio`: such a step with PyTorch's fused attention against one with
+attention by products (see `shared_prompts`); 1 but for noise where the two are the same. Rounds of
+what is compared alternate, so that a busy machine slows all alike.
 """
 
 import argparse
@@ -20,15 +22,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import GenerationConfig
 
 from data_prep import embedded
-from rlhf_guide import oracle
+from rlhf_guide import oracle, shared_prompts
 from rlhf_guide.chat import encode_prompt, stop_token_ids
 from rlhf_guide.embedded import NAMES
 from rlhf_guide.generation import generate
@@ -110,7 +114,7 @@ def vllm_rate(profile: Profile, base: Path, count: int) -> float | None:
 
 
 def reference_times(profile: Profile, base: Path, steps: int) -> dict[str, float]:
-    """Mean seconds of a DPO step with the cached and with the live reference, on equal batches."""
+    """Mean seconds of a DPO step on equal batches: cached or live reference, fused attention."""
     from rlhf_guide.dpo import encode_pairs, make_trainer
 
     pairs, _ = embedded.build_pairs(
@@ -131,7 +135,14 @@ def reference_times(profile: Profile, base: Path, steps: int) -> dict[str, float
         for batch in batches:
             seconds["cached"] += step_seconds(trainer, batch, cached=True)
             seconds["live"] += step_seconds(trainer, batch, cached=False)
+            with mock.patch.object(shared_prompts, "attention_by_products", nullcontext_of):
+                seconds["fused"] += step_seconds(trainer, batch, cached=True)
     return {name: total / len(batches) for name, total in seconds.items()}
+
+
+def nullcontext_of(*_: Any) -> nullcontext:
+    """In place of the choice of an attention: PyTorch's own."""
+    return nullcontext()
 
 
 def step_seconds(trainer: Any, batch: dict[str, Any], cached: bool) -> float:
@@ -152,6 +163,7 @@ def measure(model: str, prompts: int, steps: int) -> dict[str, float | None]:
         "generation_ratio": rates["batches"] / rates["one_prompt_at_a_time"],
         "vllm_over_transformers": None if vllm is None else vllm / rates["batches"],
         "cached_reference_ratio": times["live"] / times["cached"],
+        "attention_ratio": times["fused"] / times["cached"],
         "tokens_per_second": rates["batches"],
         "tokens_per_second_one_prompt_at_a_time": rates["one_prompt_at_a_time"],
         "seconds_per_step_cached": times["cached"],
