@@ -89,7 +89,7 @@ def attention_by_products(rows: torch.Tensor, dtype: torch.dtype) -> Iterator[No
     """On a CPU in bfloat16, attention over short rows as two products and a softmax.
 
     The backward pass of PyTorch's fused kernel takes two to four times as long there; a whole step
-    of DPO is a sixth slower with it (tests/benchmarks/online.py). What it saves is the memory of
+    of DPO is a seventh slower and more (tests/benchmarks/online.py). What it saves is the memory of
     the attention weights, which short rows hardly need. Rounding is that of transformers' own
     "eager" attention.
     """

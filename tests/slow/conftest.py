@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from smoke_run import finish
 
 # Notebooks of the runs; fewer prove the machinery in minutes.
@@ -25,8 +26,13 @@ def only():
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, only):
-    """The folder of a smoke run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "smoke"
-    finish(folder, only)
+def undisturbed(tmp_path_factory, worker_id, only):
+    """The folder of a smoke run that nothing disturbed; test processes share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "undisturbed" / "smoke"
+    done = folder.with_name("done")
+    with FileLock(str(folder.parent) + ".lock"):
+        if not done.exists():
+            finish(folder, only)
+            done.touch()
     return folder

@@ -53,6 +53,7 @@ def run(name: str) -> tuple[int, list[dict]]:
         report = Path(scratch) / "report.xml"
         file = str(HERE / f"test_{name}.py")
         line = [sys.executable, "-m", "pytest", file, "-m", "slow", f"--junitxml={report}"]
+        line += ["-n", str(usable_cores()), "--dist", "worksteal"]  # each computes on one thread
         code = subprocess.run(line, cwd=HERE.parents[1]).returncode
         return code, [_row(case) for case in ElementTree.parse(report).iter("testcase")]
 
