@@ -80,11 +80,10 @@ def token_trees(
 
 def _branch_tokens(ordered: Sequence[list[int]], shared: Sequence[int], at: int) -> int:
     """Tokens that a sequence and those after it have beyond what it shares with the one before."""
-    tokens = len(ordered[at]) - shared[at]
-    for ids, common in zip(ordered[at + 1 :], shared[at + 1 :], strict=True):
-        if common <= shared[at]:
-            break
-        tokens += len(ids) - common
+    tokens, after = len(ordered[at]) - shared[at], at + 1
+    while after < len(ordered) and shared[after] > shared[at]:
+        tokens += len(ordered[after]) - shared[after]
+        after += 1
     return tokens
 
 
