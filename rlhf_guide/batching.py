@@ -3,7 +3,8 @@
 Both read a whole sequence and need the hidden state of its last real token only. Sequences are
 sorted by length before they are batched (little padding), padded on the right, and the position is
 taken from the true length, so a score does not depend on its neighbours in the batch, nor on which
-token is used for padding.
+token is used for padding. What sequences begin with in common need be read only once (see
+`token_trees`).
 """
 
 import random
@@ -53,13 +54,14 @@ def last_hidden_states_read_once(
     """`last_hidden_states` of sequences that start alike, with each beginning read once.
 
     Rounding aside, the result is the same; equal sequences are one. `batch_size` counts sequences,
-    as there. On the CPU only, where reading costs most; and where nothing is shared, or the model's
-    layers do not see the whole past, the sequences are read one by one.
+    as there. On the CPU only, where reading costs most. Where little is shared, or the model's
+    layers do not see the whole past, every sequence is read whole.
     """
+    if model.device.type != "cpu" or not sees_whole_past(model):
+        return last_hidden_states(model, sequences, pad_id, batch_size)
     _refuse_empty(sequences)
     trees = token_trees(sequences, row_sequences=batch_size)
-    fewer = sum(len(tree.tokens) for tree in trees) < WORTH_SHARING * sum(map(len, sequences))
-    if not fewer or model.device.type != "cpu" or not sees_whole_past(model):
+    if sum(len(tree.tokens) for tree in trees) >= WORTH_SHARING * sum(map(len, sequences)):
         return last_hidden_states(model, sequences, pad_id, batch_size)
     pooled = _nothing_yet(model, len(sequences))
     for batch in _batches_of_trees(trees, batch_size):
@@ -96,6 +98,7 @@ def _nothing_yet(model: PreTrainedModel, count: int) -> torch.Tensor:
 def _hidden_states(
     model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, **more: torch.Tensor
 ) -> torch.Tensor:
+    """After the final norm, (rows, tokens, hidden), of the backbone alone."""
     inputs = {"input_ids": input_ids, "attention_mask": mask, **more}
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     return model.base_model(**inputs, use_cache=False).last_hidden_state

@@ -53,6 +53,7 @@ from rlhf_guide.settings import Generation
 Row = dict[str, Any]
 Work = Callable[[list[Row]], list[Row]]
 
+STARTS = 3  # of Ray itself, on a busy machine
 RESTARTS = 10  # of one actor: a lost node comes back, an engine that never fits does not
 OBJECT_STORE = 200 * 2**20  # bytes; Ray's own choice is a third of the memory
 
@@ -389,7 +390,8 @@ def _join_cluster(actors: int | None) -> tuple[Any, bool]:
     if cluster:
         ray.init(address="auto", **quiet)
     else:
-        ray.init(
+        _start(
+            ray,
             num_cpus=max(usable_cores(), actors or 1),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
@@ -399,6 +401,27 @@ def _join_cluster(actors: int | None) -> tuple[Any, bool]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return ray, True
+
+
+def _start(ray: Any, **options: Any) -> None:
+    """Start a cluster here; again where Ray's own 30 s were too short for it.
+
+    The first start on a machine also compiles Ray's modules, the next ones do not. Raises
+    GuideError when none succeeds.
+    """
+    for _ in range(STARTS):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises no class of its own here
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise GuideError(
+        f"Ray did not start within its own 30 s, {STARTS} times over: this machine is too busy. "
+        "Give the same command again later, or let tasks of a job array do the pieces "
+        "(--shard 0/8), which need no Ray."
+    )
 
 
 def _placement(resources: dict[str, float], actors: int | None) -> tuple[dict[str, float], int]:

@@ -88,10 +88,10 @@ def pair_rows(
 def attention_by_products(rows: torch.Tensor, dtype: torch.dtype) -> Iterator[None]:
     """On a CPU in bfloat16, attention over short rows as two products and a softmax.
 
-    The backward pass of PyTorch's fused kernel takes two to four times as long there; a whole step
-    of DPO is a seventh slower and more (tests/benchmarks/online.py). What it saves is the memory of
-    the attention weights, which short rows hardly need. Rounding is that of transformers' own
-    "eager" attention.
+    With its backward pass PyTorch's fused kernel takes about twice as long there and more; what a
+    whole step of DPO loses by it is the `attention_ratio` of tests/benchmarks/online.py. What the
+    kernel saves is the memory of the attention weights, of which short rows need little. Rounding
+    is that of transformers' own "eager" attention.
     """
     if rows.device.type != "cpu" or dtype != torch.bfloat16 or rows.shape[1] > SHORT_ROW:
         yield

@@ -1,6 +1,6 @@
 """Sequences that share beginnings, laid out so that a model reads every beginning once.
 
-The answers to one prompt, or the comparisons of one pair of answers with others, start alike. Here
+The answers to one prompt, or the comparisons of one answer with others, start alike. Here
 they become one row,
 
     [ common beginning | rest of 1 | rest of 2 | rest of 3 ]
@@ -55,27 +55,27 @@ class Tree:
 def token_trees(
     sequences: Sequence[list[int]], row_tokens: int = ROW_TOKENS, row_sequences: int = 32
 ) -> list[Tree]:
-    """Rows in which all sequences stand, each in one of them.
+    """Trees in which all sequences stand, each in one of them; none may be empty.
 
-    A row has at most `row_tokens` tokens, or twice those of a longer sequence in it, and at most
-    `row_sequences` sequences. In alphabetical order a sequence shares most with the one before it.
-    What does not fit is cut where least is read twice: a branch that would fit into a row of its
-    own gets one.
+    A tree is a row of at most `row_tokens` tokens, or twice those of a longer sequence in it, and
+    of at most `row_sequences` sequences. In alphabetical order a sequence shares most with the one
+    before it. What does not fit is cut where least is read twice: a branch that would fit into a
+    row of its own gets one.
     """
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     ordered = [sequences[index] for index in order]
     shared = [0, *map(common_length, ordered, ordered[1:])]
-    rows, path = [Tree()], []
+    trees, path = [Tree()], []
     for at, index in enumerate(order):
-        row, limit = rows[-1], max(row_tokens, 2 * len(ordered[at]))
-        room = limit - len(row.tokens)
+        tree, limit = trees[-1], max(row_tokens, 2 * len(ordered[at]))
+        room = limit - len(tree.tokens)
         alone = len(ordered[at]) - shared[at]
         branch = _branch_tokens(ordered, shared, at)
         parted = branch > room and shared[at] + branch <= limit
-        if row.tokens and (parted or alone > room or len(row.ends) == row_sequences):
-            rows.append(row := Tree())
-        path = row.add(index, ordered[at], path, shared[at] if row.tokens else 0)
-    return rows
+        if tree.tokens and (parted or alone > room or len(tree.ends) == row_sequences):
+            trees.append(tree := Tree())
+        path = tree.add(index, ordered[at], path, shared[at] if tree.tokens else 0)
+    return trees
 
 
 def _branch_tokens(ordered: Sequence[list[int]], shared: Sequence[int], at: int) -> int:
@@ -93,12 +93,12 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
-def as_batch(rows: Sequence[Tree], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids (R, W), which token sees which (R, 1, W, W) and positions (R, W) of R rows."""
-    width = max(len(row.tokens) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
-        positions[number, : len(row.tokens)] = torch.tensor(row.positions)
-    return ids, torch.stack([row.mask(width) for row in rows])[:, None], positions
+def as_batch(trees: Sequence[Tree], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids (R, W), which token sees which (R, 1, W, W) and positions (R, W) of R trees."""
+    width = max(len(tree.tokens) for tree in trees)
+    ids = torch.full((len(trees), width), pad_id)
+    positions = torch.zeros(len(trees), width, dtype=torch.long)
+    for row, tree in enumerate(trees):
+        ids[row, : len(tree.tokens)] = torch.tensor(tree.tokens)
+        positions[row, : len(tree.tokens)] = torch.tensor(tree.positions)
+    return ids, torch.stack([tree.mask(width) for tree in trees])[:, None], positions

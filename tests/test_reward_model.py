@@ -174,6 +174,12 @@ def test_a_beginning_is_read_once(scorer, monkeypatch):
     assert sum(read) == 40 + 8
 
 
+def test_an_empty_sequence_is_refused(scorer):
+    for pool in (last_hidden_states, last_hidden_states_read_once):
+        with pytest.raises(ValueError, match="empty sequence"):
+            pool(scorer.model, [[5, 6], []], 0)
+
+
 def test_pairs_of_one_answer_read_it_once(scorer, monkeypatch):
     """Six pairs of four answers to one question hold twelve conversations, of which four differ."""
     answers = [conversation("Why?", f"Because of {name}.") for name in ("me", "you", "us", "them")]

@@ -187,7 +187,9 @@ def test_the_preference_model_trains_alike(base, tmp_path, monkeypatch):
 )
 def test_only_short_rows_in_bfloat16_take_attention_by_products(dtype, width, patched):
     """The choice is undone afterwards, and changes the result by rounding alone."""
-    query, key, value = torch.randn(3, 1, 2, width, 8, generator=torch.manual_seed(0)).to(dtype)
+    query, key, value = torch.randn(
+        3, 1, 2, width, 8, generator=torch.Generator().manual_seed(0)
+    ).to(dtype)
     seen = torch.ones(width, width, dtype=torch.bool).tril()
     attention = torch.nn.functional.scaled_dot_product_attention
     plain = attention(query, key, value, attn_mask=seen)
