@@ -45,6 +45,7 @@ from rlhf_guide.online_stages import (
     load_slice,
     mixed_temperatures,
     stage_name,
+    with_reference,
 )
 from rlhf_guide.policies import Policy, model_folder, policy_location, sft_policy
 from rlhf_guide.profiles import Profile, section_dict
@@ -85,6 +86,8 @@ ARMS = {
     "length penalty 0.003": Arm(length_penalty=0.003),
     "verbose reward model": Arm(rewards="verbose"),
     "NLL term 0.2": Arm(dpo={"nll_weight": 0.2}),
+    # A tenth of what the loss pulls at an answer with at first, β/2.
+    "optimistic term 0.005": Arm(dpo={"optimism_weight": 0.005}),
 }
 STORED = "stored pairs (offline)"
 MOVING = "second iteration, moving reference"
@@ -129,7 +132,7 @@ class _Study:
         self.stage, self.ws, self.profile = stage, stage.workspace, stage.workspace.profile
         self.dtype = choose_device(self.profile.dtype)[1]
         self.reference = sft_policy(self.ws)[0]
-        # The optimistic term needs further answers of the reference, which no arm draws.
+        # Stored pairs and a second iteration have no answers of the reference beside them.
         self.dpo = replace(self.profile.dpo, optimism_weight=0.0)
         self.judged = unseen(self.ws)
         self.stored = read_jsonl(self.ws.load("data").dir / "preference_train.jsonl")
@@ -241,9 +244,14 @@ class _Study:
 
 
 def arm_pairs(annotated: Sequence[Row], arm: Arm, seed: int) -> list[Row]:
-    """The pairs that an arm makes of the drawn answers, half of each temperature."""
+    """The pairs that an arm makes of the drawn answers, half of each temperature.
+
+    For the optimistic term a pair has the first answer beside it: the policy that draws is the
+    reference, and the first answers are drawn at its own temperature, 1.
+    """
     rows = [_first_answers(row, arm.answers) for row in annotated]
-    return build_pairs(rows, arm.strategy, arm.length_penalty, seed)[0]
+    pairs = build_pairs(rows, arm.strategy, arm.length_penalty, seed)[0]
+    return with_reference(pairs, rows) if arm.dpo.get("optimism_weight") else pairs
 
 
 def _first_answers(row: Row, count: int) -> Row:
@@ -314,7 +322,7 @@ def repeat_arm(ws: Workspace, name: str, prompts: int = PROMPTS) -> Row:
     pairs = arm_pairs(
         [row for row in stored if row["prompt_id"] in chosen], ARMS[name], profile.seed
     )
-    settings = replace(profile.dpo, optimism_weight=0.0, **ARMS[name].dpo)
+    settings = replace(profile.dpo, **{"optimism_weight": 0.0, **ARMS[name].dpo})
     reference, dtype = sft_policy(ws)[0], choose_device(profile.dtype)[1]
     with TemporaryDirectory() as folder:
         found = train_dpo(reference, pairs, settings, folder, profile.seed, dtype)

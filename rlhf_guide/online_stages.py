@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -282,15 +282,20 @@ def load_pairs_with_reference(ws: Workspace, t: int) -> list[dict]:
     by itself.
     """
     drawn = read_jsonl(ws.load(stage_name(t, "reference")).dir / ANSWERS)
+    return with_reference(load_pairs(ws, t), drawn)
+
+
+def with_reference(pairs: Sequence[dict], drawn: Sequence[dict]) -> list[dict]:
+    """Return the pairs with the first of the answers drawn for each one's prompt, as reference."""
     answers = {row["prompt_id"]: row["responses"][0] for row in drawn}
-    pairs = []
-    for pair in load_pairs(ws, t):
+    found = []
+    for pair in pairs:
         answer = answers[pair["prompt_id"]]
         turn = {"role": "assistant", "content": answer["text"]}
         finished = answer["finish_reason"] != "length"
         conversation = [*pair["chosen"][:-1], turn]
-        pairs.append({**pair, "reference": conversation, "reference_finished": finished})
-    return pairs
+        found.append({**pair, "reference": conversation, "reference_finished": finished})
+    return found
 
 
 def mixed_temperatures(online: Online) -> list[float]:

@@ -15,7 +15,7 @@ from rlhf_guide.workspace import open_run
 
 TRAINED = [STORED, *ARMS, SECOND, MOVING]  # in the study's order
 SEEDS = 2
-KILLED_AT = 18  # the training that is interrupted, in the second seed
+KILLED_AT = 19  # the training that is interrupted, in the second seed
 
 
 def annotated(rewards, texts=None, prompt_id="p"):
@@ -69,6 +69,15 @@ def test_the_length_penalty_ranks_and_orients():
     row = annotated([1.5, 0.0], [long, "short"])
     assert texts_of(arm_pairs([row], ARMS[BASE], 0)) == [(long, "short")]
     assert texts_of(arm_pairs([row], ARMS["length penalty 0.003"], 0)) == [("short", long)]
+
+
+def test_the_optimistic_term_gets_an_answer_of_the_reference():
+    (pair,) = arm_pairs([EIGHT], ARMS["optimistic term 0.005"], seed=0)
+    assert pair["reference"] == [*EIGHT["messages"], {"role": "assistant", "content": "hot 0"}]
+    assert pair["reference_finished"]
+    (plain,) = arm_pairs([EIGHT], ARMS[BASE], seed=0)
+    assert plain == {key: pair[key] for key in plain}
+    assert "reference" not in plain
 
 
 def test_summary_pairs_seeds_and_averages_them_before_prompts():
