@@ -30,6 +30,7 @@ from rlhf_guide.models import (
     save_model,
 )
 from rlhf_guide.settings import SFT, section_dict
+from rlhf_guide.shared_prompts import attention_by_products
 from rlhf_guide.training import (
     checkpoint,
     common_arguments,
@@ -190,7 +191,8 @@ def train_sft(
     show_progress(trainer, "fine-tuning")
     started = time.perf_counter()
     resumed = checkpoint(output_dir)
-    trained = fit(trainer, output_dir)
+    with attention_by_products(model, settings.max_length):
+        trained = fit(trainer, output_dir)
     seconds = time.perf_counter() - started
     rows = history(trainer)
     if trained is not None:

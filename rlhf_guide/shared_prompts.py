@@ -39,7 +39,7 @@ def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
         rows, mask, positions, places = pair_rows(input_ids, attention_mask)
         options["position_ids"] = positions
-        with attention_by_products(rows, backbone.dtype):
+        with attention_by_products(backbone, rows.shape[1]):
             output = whole(input_ids=rows, attention_mask=mask, **options)
         hidden = torch.cat([output.last_hidden_state] * 2)  # chosen rows, then rejected ones
         index = places[..., None].expand(-1, -1, hidden.shape[-1])
@@ -85,15 +85,15 @@ def pair_rows(
 
 
 @contextmanager
-def attention_by_products(rows: torch.Tensor, dtype: torch.dtype) -> Iterator[None]:
-    """On a CPU in bfloat16, attention over short rows as two products and a softmax.
+def attention_by_products(model: PreTrainedModel, width: int) -> Iterator[None]:
+    """On a CPU in bfloat16, attention over rows of at most 512 tokens as products and a softmax.
 
     With its backward pass PyTorch's fused kernel takes about twice as long there and more; what a
     whole step of DPO loses by it is the `attention_ratio` of tests/benchmarks/online.py. What the
     kernel saves is the memory of the attention weights, of which short rows need little. Rounding
     is that of transformers' own "eager" attention.
     """
-    if rows.device.type != "cpu" or dtype != torch.bfloat16 or rows.shape[1] > SHORT_ROW:
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or width > SHORT_ROW:
         yield
         return
     allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()

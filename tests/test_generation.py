@@ -163,6 +163,38 @@ def test_grouped_attention_changes_no_answer(tiny, tmp_path, monkeypatch):
     assert _generate(tiny, tmp_path / "b.jsonl") == shared
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_heads_of_a_group_read_for_a_new_token_together(tiny, monkeypatch, padded):
+    """The tiny Llama has 4 heads in 2 groups. Padded rows come with a mask, others with none."""
+    model = load_policy(tiny, "float64")
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 10]]), torch.ones(2, 4, dtype=torch.long)
+    mask[0, 0] = 0 if padded else 1
+    plain_attention, asked = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, value, **options):
+        asked.append((tuple(query.shape[1:3]), options["attn_mask"] is not None))
+        return plain_attention(query, key, value, **options)
+
+    def two_tokens(reading):
+        with reading, torch.no_grad():
+            first = model(input_ids=ids, attention_mask=mask[:, :3])
+            asked.clear()
+            return model(
+                input_ids=torch.tensor([[11], [12]]),
+                attention_mask=mask,
+                past_key_values=first.past_key_values,
+            ).logits
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    usual = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    together = two_tokens(sampling._grouped_attention(model.device))
+    assert asked == [((2, 2), padded)] * model.config.num_hidden_layers
+    assert sampling.ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+    alone = two_tokens(nullcontext())
+    assert asked == [((4, 1), padded)] * model.config.num_hidden_layers
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
+
+
 def test_top_p_keeps_the_nucleus_only():
     logits = torch.log(torch.tensor([[0.6, 0.3, 0.1]])).repeat(1000, 1)
     sampler = sampling.InverseTransformSampler(torch.ones(1000), torch.rand(1000, 1), 1, top_p=0.8)

@@ -195,7 +195,8 @@ def test_only_short_rows_in_bfloat16_take_attention_by_products(dtype, width, pa
     plain = attention(query, key, value, attn_mask=seen)
     flag = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed
     before = flag(), torch.backends.cuda.flash_sdp_enabled()
-    with shared_prompts.attention_by_products(torch.zeros(1, width), dtype):
+    model = SimpleNamespace(device=query.device, dtype=dtype)
+    with shared_prompts.attention_by_products(model, width):
         assert torch.backends.cuda.flash_sdp_enabled() != patched
         found = attention(query, key, value, attn_mask=seen)
     assert (flag(), torch.backends.cuda.flash_sdp_enabled()) == before
@@ -207,13 +208,13 @@ def test_rows_of_a_pair_take_attention_by_products(base, monkeypatch):
     asked = []
     chosen = shared_prompts.attention_by_products
 
-    def watched(rows, dtype):
-        asked.append((tuple(rows.shape), dtype))
-        return chosen(rows, dtype)
+    def watched(model, width):
+        asked.append((model.dtype, width))
+        return chosen(model, width)
 
     monkeypatch.setattr(shared_prompts, "attention_by_products", watched)
     model = load_policy(base, torch.bfloat16)
     ids, mask = batch([([5, 6, 7, 8], [5, 6, 9])])
     with shared_prompts.shared_prompts(model):
         model(input_ids=ids, attention_mask=mask)
-    assert asked == [((1, 5), torch.bfloat16)]
+    assert asked == [(torch.bfloat16, 5)]
