@@ -15,6 +15,7 @@ from .errors import GuideError
 from .files import plain_disk_errors, read_json, write_text
 from .notebook import in_words
 from .profiles import PROFILES
+from .settings import section_dict
 from .sources import list_notebooks, read_notebook
 from .workspace import PENDING, STAGE_NOTEBOOK, Stage, Workspace
 
@@ -126,12 +127,33 @@ def as_text(workspace: Workspace) -> str:
 
 
 def as_markdown(workspace: Workspace) -> str:
-    """The results and the notebooks' costs as Markdown tables (for the README)."""
+    """The results and the notebooks' costs as Markdown tables (for the README).
+
+    Beside a run that was not repeated over seeds stand the seeds of the study that comes with the
+    course, if the run has its settings.
+    """
     blocks = []
-    for _, header, rows in tables(workspace)[:2]:
+    for title, header, rows in tables(workspace)[:2]:
+        if title == "Results":
+            own = {row[0] for row in rows}
+            rows = rows + [row for row in _rows_over_seeds(workspace) if row[0] not in own]
         lines = [header, ["---"] * len(header), *rows]
         blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(blocks)
+
+
+def _rows_over_seeds(workspace: Workspace) -> list[list[str]]:
+    from .studies import load_study  # only here: it takes seconds to import
+
+    study, profile = load_study(workspace, "online_seeds"), workspace.profile
+    settings = {"dpo": section_dict(profile.dpo), "online": section_dict(profile.online)}
+    if settings != {name: study["config"][name] for name in settings}:
+        return []
+    return [
+        [f"seeds_{name}", *_cells(metric)]
+        for name, metric in _intervals(study["metrics"])
+        if "_minus_" in name
+    ]
 
 
 def write_readme(workspace: Workspace, readme: Path) -> None:

@@ -11,6 +11,10 @@ from rlhf_guide import report
 from rlhf_guide.cli import main
 from rlhf_guide.course import run_course
 from rlhf_guide.errors import GuideError
+from rlhf_guide.files import read_json
+from rlhf_guide.profiles import load_profile
+from rlhf_guide.studies import RESULTS
+from rlhf_guide.workspace import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +77,20 @@ def test_readme_block(finished, tmp_path):
     readme.write_text("# No markers")
     with pytest.raises(GuideError, match="results:begin"):
         report.write_readme(finished, readme)
+
+
+def test_the_course_s_seeds_stand_beside_a_run_of_its_settings_only(tmp_path):
+    stored = read_json(RESULTS / "online_seeds.json")["metrics"]["online_minus_sft"]
+    row = f"| seeds_online_minus_sft | {stored['value']:.3f} | {stored['low']:.3f} to "
+    for name, shown in (("cpu", True), ("smoke", False)):
+        text = report.as_markdown(open_run(load_profile(name), tmp_path / name))
+        assert (row in text) == shown
+        assert "seeds_sft" not in text  # differences only: levels are not the run's
+    ws = open_run(load_profile("cpu"), tmp_path / "cpu")
+    own = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    ws.stage("ablations", {}).finish({"seeds_online_minus_sft": own})
+    lines = [x for x in report.as_markdown(ws).splitlines() if "seeds_online_minus_sft" in x]
+    assert lines == ["| seeds_online_minus_sft | 0.500 | 0.400 to 0.600 | 9 |"]
 
 
 def test_no_run_folder(tmp_path, capsys):
