@@ -204,14 +204,21 @@ def _grouped_attention(device: torch.device) -> Iterator[None]:
     usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def grouped(
-        module: Any, query: torch.Tensor, key: torch.Tensor, *inputs: Any, **options: Any
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
     ) -> tuple[torch.Tensor, None]:
         rows, heads, tokens, size = query.shape
-        if tokens > 1:
-            return usual(module, query, key, *inputs, **options)
+        alike = attention_mask is None or attention_mask.shape[1] == 1  # for all heads
+        if tokens > 1 or not alike or options.get("position_bias") is not None:
+            return usual(module, query, key, value, attention_mask, **options)
         query = query.reshape(rows, key.shape[1], -1, size)
-        output = usual(module, query, key, *inputs, **options | {"is_causal": False})[0]
-        return output.transpose(1, 2).reshape(rows, 1, heads, size), None
+        options["is_causal"] = False
+        output = usual(module, query, key, value, attention_mask, **options)[0]
+        return output.transpose(1, 2).reshape(rows, 1, heads, -1), None
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped
     try:

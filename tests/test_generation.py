@@ -4,6 +4,7 @@ import json
 import textwrap
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from rlhf_guide.profiles import load_profile
 
 SETTINGS = replace(load_profile("smoke").generation, max_new_tokens=20, batch_size=6)
 TEMPERATURES = [1.0, 1.0, 0.7]
+HEADS = ((4, 1), (2, 3), (2, 3))  # heads and tokens of queries, keys and values
 PROMPTS = [
     {
         "prompt_id": f"p{i}",
@@ -193,6 +195,22 @@ def test_heads_of_a_group_read_for_a_new_token_together(tiny, monkeypatch, padde
     alone = two_tokens(nullcontext())
     assert asked == [((4, 1), padded)] * model.config.num_hidden_layers
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["mask", "position_bias"])
+def test_heads_that_differ_in_what_they_see_are_read_one_by_one(change):
+    """As with ALiBi, where each head has biases of its own, in the mask or beside it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, m, 8, generator=generator) for n, m in HEADS)
+    bias = torch.randn(2, 4, 1, 3, generator=generator)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    mask, options = (bias, {}) if change == "mask" else (None, {"position_bias": bias})
+    usual = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    expected = usual(module, query, key, value, mask, **options)[0]
+    with sampling._grouped_attention(query.device):
+        reading = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+        found = reading(module, query, key, value, mask, **options)[0]
+    torch.testing.assert_close(found, expected)
 
 
 def test_top_p_keeps_the_nucleus_only():
