@@ -225,7 +225,7 @@ def _grouped_attention(device: torch.device) -> Iterator[None]:
         with mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", _yes):
             yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # what was registered here: the usual one is back
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
 
 
 def _yes(*_: object) -> bool:
