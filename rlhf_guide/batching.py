@@ -3,22 +3,19 @@
 Both read a whole sequence and need the hidden state of its last real token only. Sequences are
 sorted by length before they are batched (little padding), padded on the right, and the position is
 taken from the true length, so a score does not depend on its neighbours in the batch, nor on which
-token is used for padding. What sequences begin with in common need be read only once (see
-`token_trees`).
+token is used for padding. On a CPU nothing is padded, and what sequences begin with in common is
+read once (see `token_trees`).
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from rlhf_guide.shared_prompts import sees_whole_past
-from rlhf_guide.token_trees import Tree, as_batch, token_trees
-
-WORTH_SHARING = 0.95  # of the tokens left to read; the mask costs more than a smaller gain
-BATCH_TOKENS = 8192  # in a batch of trees, whose masks grow with the square of their tokens
+from rlhf_guide.attention import sees_whole_past
+from rlhf_guide.token_trees import attention_along, tree_rows
 
 
 @torch.inference_mode()
@@ -42,7 +39,7 @@ def last_hidden_states(
         for row, ids in enumerate(batch):
             input_ids[row, : len(ids)] = torch.tensor(ids)
         mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-        hidden = _hidden_states(model, input_ids, mask.long())
+        hidden = _hidden_states(model, input_ids=input_ids, attention_mask=mask.long())
         pooled[rows] = hidden[torch.arange(len(batch)), lengths - 1].float().cpu()
     return pooled
 
@@ -53,37 +50,19 @@ def last_hidden_states_read_once(
 ) -> torch.Tensor:
     """`last_hidden_states` of sequences that start alike, with each beginning read once.
 
-    Rounding aside, the result is the same; equal sequences are one. `batch_size` counts sequences,
-    as there. On the CPU only, where reading costs most. Where little is shared, or the model's
-    layers do not see the whole past, every sequence is read whole.
+    Rounding aside, the result is the same; equal sequences are one. On the CPU only, where reading
+    costs most and a row of some thousand tokens is as fast as any batch. Elsewhere, or where the
+    model's layers do not see the whole past, every sequence is read whole, `batch_size` at a time.
     """
     if model.device.type != "cpu" or not sees_whole_past(model):
         return last_hidden_states(model, sequences, pad_id, batch_size)
     _refuse_empty(sequences)
-    trees = token_trees(sequences, row_sequences=batch_size)
-    if sum(len(tree.tokens) for tree in trees) >= WORTH_SHARING * sum(map(len, sequences)):
-        return last_hidden_states(model, sequences, pad_id, batch_size)
     pooled = _nothing_yet(model, len(sequences))
-    for batch in _batches_of_trees(trees, batch_size):
-        input_ids, mask, positions = as_batch(batch, pad_id)
-        hidden = _hidden_states(model, input_ids, mask, position_ids=positions)
-        for tree, states in zip(batch, hidden, strict=True):
-            pooled[list(tree.ends)] = states[list(tree.ends.values())].float()
+    for row in tree_rows(sequences):
+        with attention_along(row, model.dtype):
+            hidden = _hidden_states(model, **row.inputs())[0]
+        pooled[list(row.ends)] = hidden[list(row.ends.values())].float()
     return pooled
-
-
-def _batches_of_trees(trees: Sequence[Tree], batch_size: int) -> Iterator[list[Tree]]:
-    """Trees of similar size, with at most `batch_size` sequences and some thousand tokens."""
-    batch: list[Tree] = []
-    for tree in sorted(trees, key=lambda tree: len(tree.tokens)):
-        sequences = sum(len(other.ends) for other in (*batch, tree))
-        tokens = (len(batch) + 1) * len(tree.tokens)
-        if batch and (sequences > batch_size or tokens > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(tree)
-    if batch:
-        yield batch
 
 
 def _refuse_empty(sequences: Sequence[list[int]]) -> None:
@@ -95,13 +74,10 @@ def _nothing_yet(model: PreTrainedModel, count: int) -> torch.Tensor:
     return torch.zeros(count, model.config.get_text_config().hidden_size)
 
 
-def _hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, **more: torch.Tensor
-) -> torch.Tensor:
+def _hidden_states(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     """After the final norm, (rows, tokens, hidden), of the backbone alone."""
-    inputs = {"input_ids": input_ids, "attention_mask": mask, **more}
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    return model.base_model(**inputs, use_cache=False).last_hidden_state
+    moved = {name: value.to(model.device) for name, value in inputs.items()}
+    return model.base_model(**moved, use_cache=False).last_hidden_state
 
 
 def bucketed_order(lengths: Sequence[int], batch_size: int, seed: int, pool: int = 8) -> list[int]:

@@ -27,7 +27,8 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import TopPLogitsWarper
 from transformers.integrations import sdpa_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlhf_guide.attention import Attention, replace_attention
 
 SEGMENT = 8  # tokens between two looks at which rows have stopped
 BLOCK = 256  # tokens of the vocabulary that `draw` sums at once
@@ -201,31 +202,32 @@ def _grouped_attention(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
-    def grouped(
-        module: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **options: Any,
-    ) -> tuple[torch.Tensor, None]:
-        rows, heads, tokens, size = query.shape
-        alike = attention_mask is None or attention_mask.shape[1] == 1  # for all heads
-        if tokens > 1 or not alike or options.get("position_bias") is not None:
-            return usual(module, query, key, value, attention_mask, **options)
-        query = query.reshape(rows, key.shape[1], -1, size)
-        options["is_causal"] = False
-        output = usual(module, query, key, value, attention_mask, **options)[0]
-        return output.transpose(1, 2).reshape(rows, 1, heads, -1), None
+    def grouped(usual: Attention) -> Attention:
+        def attend(
+            module: Any,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: torch.Tensor | None,
+            **options: Any,
+        ) -> tuple[torch.Tensor, None]:
+            rows, heads, tokens, size = query.shape
+            alike = attention_mask is None or attention_mask.shape[1] == 1  # for all heads
+            if tokens > 1 or not alike or options.get("position_bias") is not None:
+                return usual(module, query, key, value, attention_mask, **options)
+            query = query.reshape(rows, key.shape[1], -1, size)
+            options["is_causal"] = False
+            output = usual(module, query, key, value, attention_mask, **options)[0]
+            return output.transpose(1, 2).reshape(rows, 1, heads, -1), None
 
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped
-    try:
-        with mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", _yes):
-            yield
-    finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
+        return attend
+
+    with (
+        replace_attention(grouped),
+        mock.patch.object(sdpa_attention, "use_gqa_in_sdpa", _yes),
+    ):
+        yield
 
 
 def _yes(*_: object) -> bool:

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, set_seed
 
 from rlhf_guide.adapters import lora_config
+from rlhf_guide.attention import attention_by_products
 from rlhf_guide.chat import assistant_mask, check_template, encode_conversation
 from rlhf_guide.errors import DataError, TemplateError
 from rlhf_guide.generation import answer_config
@@ -30,7 +31,6 @@ from rlhf_guide.models import (
     save_model,
 )
 from rlhf_guide.settings import SFT, section_dict
-from rlhf_guide.shared_prompts import attention_by_products
 from rlhf_guide.training import (
     checkpoint,
     common_arguments,
@@ -191,7 +191,7 @@ def train_sft(
     show_progress(trainer, "fine-tuning")
     started = time.perf_counter()
     resumed = checkpoint(output_dir)
-    with attention_by_products(model, settings.max_length):
+    with attention_by_products():
         trained = fit(trainer, output_dir)
     seconds = time.perf_counter() - started
     rows = history(trainer)

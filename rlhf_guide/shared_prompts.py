@@ -19,10 +19,8 @@ from unittest import mock
 
 import torch
 from peft import PeftModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
 
-SHORT_ROW = 512  # tokens; attention weights grow with their square
+from rlhf_guide.attention import attention_by_products, sees_whole_past
 
 
 @contextmanager
@@ -39,7 +37,7 @@ def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
         rows, mask, positions, places = pair_rows(input_ids, attention_mask)
         options["position_ids"] = positions
-        with attention_by_products(backbone, rows.shape[1]):
+        with attention_by_products():
             output = whole(input_ids=rows, attention_mask=mask, **options)
         hidden = torch.cat([output.last_hidden_state] * 2)  # chosen rows, then rejected ones
         index = places[..., None].expand(-1, -1, hidden.shape[-1])
@@ -82,32 +80,3 @@ def pair_rows(
     mask = past & (shared[:, None, :] | same_rest) & (to < used)[:, None, :]
     mask |= torch.eye(len(to), dtype=torch.bool, device=mask.device)  # padding sees itself
     return rows, mask[:, None], positions, places
-
-
-@contextmanager
-def attention_by_products(model: PreTrainedModel, width: int) -> Iterator[None]:
-    """On a CPU in bfloat16, attention over rows of at most 512 tokens as products and a softmax.
-
-    With its backward pass PyTorch's fused kernel takes about twice as long there and more; what a
-    whole step of DPO loses by it is the `attention_ratio` of tests/benchmarks/online.py. What the
-    kernel saves is the memory of the attention weights, of which short rows need little. Rounding
-    is that of transformers' own "eager" attention.
-    """
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or width > SHORT_ROW:
-        yield
-        return
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, despite its name
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
-
-
-def sees_whole_past(model: PreTrainedModel) -> bool:
-    """Whether all layers attend to the whole past, so that a mask can say what they see."""
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    return kinds == {"full_attention"} and not window and config._attn_implementation == "sdpa"

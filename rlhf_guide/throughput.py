@@ -13,7 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-PRODUCTS = ("addmm", "::mm", "::bmm", "mkl_linear", "mkldnn_linear")
+from rlhf_guide.attention import attention_by_products
+
+PRODUCTS = ("addmm", "::mm", "mkl_linear", "mkldnn_linear")
+ATTENTION = ("attention", "::bmm", "::_softmax")  # the last two: of `attention_by_products`
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1024, seconds: float = 0.5) -> float:
@@ -65,7 +68,7 @@ def step_shares(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
 
 
 def _kind(operation: str) -> str:
-    if "attention" in operation:
+    if any(part in operation for part in ATTENTION):
         return "attention"
     if any(part in operation for part in PRODUCTS):
         return "matrix products"
@@ -74,7 +77,8 @@ def _kind(operation: str) -> str:
 
 def _forward_backward(trainer: Any, batch: dict[str, Any]) -> None:
     inputs = trainer._prepare_inputs(dict(batch))
-    trainer.compute_loss(trainer.model, inputs).backward()
+    with attention_by_products():  # as in training
+        trainer.compute_loss(trainer.model, inputs).backward()
     trainer.model.zero_grad()
 
 

@@ -3,28 +3,41 @@
 The answers to one prompt, or the comparisons of one answer with others, start alike. Here
 they become one row,
 
-    [ common beginning | rest of 1 | rest of 2 | rest of 3 ]
+    [ common beginning | rest of 1 | rest of 2 | rest of 3 | another beginning | ... ]
 
-a tree written down branch after branch: a token sees its own ancestors alone and stands at the
+trees written down branch after branch: a token sees its own ancestors alone and stands at the
 position it has in its sequence. Branches may fork again, and equal sequences end at one token. The
-hidden states are those of the separate sequences, rounding aside.
+hidden states are those of the separate sequences, rounding aside, and nothing is padded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-ROW_TOKENS = 256  # attention looks at the whole row; longer ones cost more than they share
+from rlhf_guide.attention import Attention, replace_attention
+
+ROW_TOKENS = 2048  # more would need more memory and be no faster
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The tokens [start, end) of a row, and the places of all that they can see, themselves too."""
+
+    start: int
+    end: int
+    path: list[int]
 
 
 @dataclass
-class Tree:
+class TreeRow:
     """Some sequences as one row of W tokens, branch after branch."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    branches: list[tuple[int, int, int]] = field(default_factory=list)  # parent, start, end
+    branches: list[Branch] = field(default_factory=list)
     ends: dict[int, int] = field(default_factory=dict)  # sequence → place of its last token
 
     def add(self, index: int, ids: Sequence[int], path: list[int], common: int) -> list[int]:
@@ -32,59 +45,43 @@ class Tree:
 
         `path` has the places of the sequence before, whose first `common` tokens are the same.
         """
-        start, new = len(self.tokens), len(ids) - common
-        if new:
-            parent = path[common - 1] if common else -1
-            self.branches.append((parent, start, start + new))
+        start, end = len(self.tokens), len(self.tokens) + len(ids) - common
+        path = [*path[:common], *range(start, end)]
+        if end > start:
+            self.branches.append(Branch(start, end, path))
             self.tokens += ids[common:]
             self.positions += range(common, len(ids))
-        path = path[:common] + list(range(start, start + new))
         self.ends[index] = path[-1]
         return path
 
-    def mask(self, width: int) -> torch.Tensor:
-        """Which token sees which, booleans (width, width); padding sees itself."""
-        seen = torch.eye(width, dtype=torch.bool)
-        for parent, start, end in self.branches:
-            if parent >= 0:
-                seen[start:end, :start] = seen[parent, :start]
-            seen[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
-        return seen
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model is called with, inside `attention_along`: a batch of one row.
+
+        The mask has four dimensions, so that transformers makes none of its own; it is not read.
+        """
+        return {
+            "input_ids": torch.tensor([self.tokens]),
+            "position_ids": torch.tensor([self.positions]),
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        }
 
 
-def token_trees(
-    sequences: Sequence[list[int]], row_tokens: int = ROW_TOKENS, row_sequences: int = 32
-) -> list[Tree]:
-    """Trees in which all sequences stand, each in one of them; none may be empty.
+def tree_rows(sequences: Sequence[list[int]], row_tokens: int = ROW_TOKENS) -> Iterator[TreeRow]:
+    """Rows in which all sequences stand, each in one of them; none may be empty.
 
-    A tree is a row of at most `row_tokens` tokens, or twice those of a longer sequence in it, and
-    of at most `row_sequences` sequences. In alphabetical order a sequence shares most with the one
-    before it. What does not fit is cut where least is read twice: a branch that would fit into a
-    row of its own gets one.
+    A row has at most `row_tokens` tokens, unless one sequence alone has more. In alphabetical order
+    a sequence shares most with the one before it.
     """
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    ordered = [sequences[index] for index in order]
-    shared = [0, *map(common_length, ordered, ordered[1:])]
-    trees, path = [Tree()], []
-    for at, index in enumerate(order):
-        tree, limit = trees[-1], max(row_tokens, 2 * len(ordered[at]))
-        room = limit - len(tree.tokens)
-        alone = len(ordered[at]) - shared[at]
-        branch = _branch_tokens(ordered, shared, at)
-        parted = branch > room and shared[at] + branch <= limit
-        if tree.tokens and (parted or alone > room or len(tree.ends) == row_sequences):
-            trees.append(tree := Tree())
-        path = tree.add(index, ordered[at], path, shared[at] if tree.tokens else 0)
-    return trees
-
-
-def _branch_tokens(ordered: Sequence[list[int]], shared: Sequence[int], at: int) -> int:
-    """Tokens that a sequence and those after it have beyond what it shares with the one before."""
-    tokens, after = len(ordered[at]) - shared[at], at + 1
-    while after < len(ordered) and shared[after] > shared[at]:
-        tokens += len(ordered[after]) - shared[after]
-        after += 1
-    return tokens
+    row, path, before = TreeRow(), [], []
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        ids = sequences[index]
+        common = common_length(before, ids)
+        if row.tokens and len(row.tokens) + len(ids) - common > row_tokens:
+            yield row
+            row, path, common = TreeRow(), [], 0
+        path, before = row.add(index, ids, path, common), ids
+    if row.tokens:
+        yield row
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -93,12 +90,45 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
-def as_batch(trees: Sequence[Tree], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids (R, W), which token sees which (R, 1, W, W) and positions (R, W) of R trees."""
-    width = max(len(tree.tokens) for tree in trees)
-    ids = torch.full((len(trees), width), pad_id)
-    positions = torch.zeros(len(trees), width, dtype=torch.long)
-    for row, tree in enumerate(trees):
-        ids[row, : len(tree.tokens)] = torch.tensor(tree.tokens)
-        positions[row, : len(tree.tokens)] = torch.tensor(tree.positions)
-    return ids, torch.stack([tree.mask(width) for tree in trees])[:, None], positions
+@contextmanager
+def attention_along(row: TreeRow, dtype: torch.dtype) -> Iterator[None]:
+    """Let the tokens of each branch see their path alone, in a model of this type."""
+    seen = [
+        (branch.start, branch.end, torch.tensor(branch.path), _unseen(branch, dtype))
+        for branch in row.branches
+    ]
+
+    def along(usual: Attention) -> Attention:
+        def attend(
+            module: Any,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            _: torch.Tensor,
+            **options: Any,
+        ) -> tuple[torch.Tensor, None]:
+            found = [
+                usual(
+                    module,
+                    query[:, :, start:end],
+                    key.index_select(2, path),
+                    value.index_select(2, path),
+                    unseen,
+                    **options,
+                )[0]
+                for start, end, path, unseen in seen
+            ]
+            return torch.cat(found, dim=1), None
+
+        return attend
+
+    with replace_attention(along):
+        yield
+
+
+def _unseen(branch: Branch, dtype: torch.dtype) -> torch.Tensor | None:
+    """−∞ where a token of a branch does not see one of its path; none if those are the same."""
+    tokens, length = branch.end - branch.start, len(branch.path)
+    if tokens == length:
+        return None
+    return torch.full((1, 1, tokens, length), -torch.inf, dtype=dtype).triu(length - tokens + 1)

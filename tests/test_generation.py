@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlhf_guide import generation, sampling
+from rlhf_guide.attention import ALL_ATTENTION_FUNCTIONS
 from rlhf_guide.chat import encode_prompt, stop_token_ids
 from rlhf_guide.errors import DataError, GuideError, ParameterError
 from rlhf_guide.models import load_policy, load_tokenizer, resolve_model
@@ -188,10 +189,10 @@ def test_heads_of_a_group_read_for_a_new_token_together(tiny, monkeypatch, padde
             ).logits
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    usual = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
     together = two_tokens(sampling._grouped_attention(model.device))
     assert asked == [((2, 2), padded)] * model.config.num_hidden_layers
-    assert sampling.ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
     alone = two_tokens(nullcontext())
     assert asked == [((4, 1), padded)] * model.config.num_hidden_layers
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
@@ -205,10 +206,10 @@ def test_heads_that_differ_in_what_they_see_are_read_one_by_one(change):
     bias = torch.randn(2, 4, 1, 3, generator=generator)
     module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
     mask, options = (bias, {}) if change == "mask" else (None, {"position_bias": bias})
-    usual = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
     expected = usual(module, query, key, value, mask, **options)[0]
     with sampling._grouped_attention(query.device):
-        reading = sampling.ALL_ATTENTION_FUNCTIONS["sdpa"]
+        reading = ALL_ATTENTION_FUNCTIONS["sdpa"]
         found = reading(module, query, key, value, mask, **options)[0]
     torch.testing.assert_close(found, expected)
 

@@ -47,5 +47,13 @@ def test_shares_are_shares(step):
     assert shares["matrix products"] > 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_has_its_share_whichever_way_it_is_computed(step, dtype):
+    """In bfloat16 on a CPU it is products and a softmax, which count as attention."""
+    trainer, batch = step
+    trainer.model.to(dtype)
+    assert throughput.step_shares(trainer, batch)["attention"] > 0.0002
+
+
 def test_a_matrix_product_takes_time():
     assert 1e7 < throughput.matmul_rate(torch.float32, size=64, seconds=0.01) < 1e16

@@ -135,14 +135,9 @@ def reference_times(profile: Profile, base: Path, steps: int) -> dict[str, float
         for batch in batches:
             seconds["cached"] += step_seconds(trainer, batch, cached=True)
             seconds["live"] += step_seconds(trainer, batch, cached=False)
-            with mock.patch.object(shared_prompts, "attention_by_products", nullcontext_of):
+            with mock.patch.object(shared_prompts, "attention_by_products", nullcontext):
                 seconds["fused"] += step_seconds(trainer, batch, cached=True)
     return {name: total / len(batches) for name, total in seconds.items()}
-
-
-def nullcontext_of(*_: Any) -> nullcontext:
-    """In place of the choice of an attention: PyTorch's own."""
-    return nullcontext()
 
 
 def step_seconds(trainer: Any, batch: dict[str, Any], cached: bool) -> float:

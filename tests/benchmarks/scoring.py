@@ -1,19 +1,19 @@
 """What batched scoring buys: pairs a second against one conversation at a time, and equal scores.
 
-    python tests/benchmarks/scoring.py                               # SmolLM2-135M, a minute
+    python tests/benchmarks/scoring.py                               # SmolLM2-135M, two minutes
     python tests/benchmarks/scoring.py --model runs/cpu/reward_model/model
     python tests/benchmarks/scoring.py --json
 
 Both score the chosen and the rejected answers of the miniature's held-out pairs in float32. One at
-a time is what a text-classification pipeline does: a forward pass for each answer of each pair,
-padded to nothing but with nothing beside it. The course scores all answers at once: what
+a time is what a text-classification pipeline does: the model's own forward pass for each answer of
+each pair, padded to nothing but with nothing beside it. The course scores all answers at once: what
 conversations begin with in common is read once, and a conversation that stands in several pairs (as
 here: see `different_conversations`) is one. Rounds of both alternate, so that a busy machine slows
 both alike. An embedded model's name gives its backbone a random head of the usual size: the speed
 is that of a trained model.
 
-`tokens_ratio` is the part of the gain that comes from reading less. The rest is that of batches: a
-short sequence leaves a part of two CPU cores idle, and nearly all of a GPU.
+`tokens_ratio` is the part of the gain that comes from reading less. The rest is that of long rows:
+a short sequence leaves a part of two CPU cores idle, and nearly all of a GPU.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from rlhf_guide.machine import keep_freed_memory
 from rlhf_guide.models import load_reward_model, load_tokenizer, resolve_model, save_model
 from rlhf_guide.notebook import quieten
 from rlhf_guide.reward_model import RewardScorer
-from rlhf_guide.token_trees import token_trees
+from rlhf_guide.token_trees import tree_rows
 
 ROUNDS = 2
 
@@ -61,12 +61,20 @@ def scorer_of(model: str, scratch: str) -> RewardScorer:
     return RewardScorer(Path(model), torch.float32)
 
 
+@torch.inference_mode()
+def score_alone(scorer: RewardScorer, talk: list[dict[str, str]]) -> float:
+    """The reward of one conversation, by a forward pass of the whole model."""
+    ids = torch.tensor([encode_conversation(scorer.tokenizer, talk)])
+    return scorer.model(input_ids=ids).logits[0, 0].item()
+
+
 def measure(model: str, pairs: int) -> dict[str, float]:
     """Pairs a second of both ways, their ratio, and the largest difference of their scores."""
     talks = heldout_conversations(pairs)
     with tempfile.TemporaryDirectory() as scratch:
         scorer = scorer_of(model, scratch)
     scorer.score(talks[:2])  # warm-up
+    score_alone(scorer, talks[0])
     spent, scores = {"batched": 0.0, "single": 0.0}, {}
     for _ in range(ROUNDS):
         for name in spent:
@@ -74,17 +82,17 @@ def measure(model: str, pairs: int) -> dict[str, float]:
             if name == "batched":
                 scores[name] = scorer.score(talks)
             else:
-                scores[name] = np.concatenate([scorer.score([talk]) for talk in talks])
+                scores[name] = np.array([score_alone(scorer, talk) for talk in talks])
             spent[name] += time.perf_counter() - started
     sequences = [encode_conversation(scorer.tokenizer, talk) for talk in talks]
-    trees = token_trees(sequences)
+    read = sum(len(row.tokens) for row in tree_rows(sequences))
     rate = {name: ROUNDS * len(talks) / 2 / seconds for name, seconds in spent.items()}
     return {
         "pairs_per_second_ratio": rate["batched"] / rate["single"],
         "max_abs_diff": float(np.abs(scores["batched"] - scores["single"]).max()),
         "pairs_per_second": rate["batched"],
         "pairs_per_second_one_at_a_time": rate["single"],
-        "tokens_ratio": sum(map(len, sequences)) / sum(len(t.tokens) for t in trees),
+        "tokens_ratio": sum(map(len, sequences)) / read,
         "pairs": len(talks) // 2,
         "different_conversations": len(set(map(tuple, sequences))),
     }
@@ -94,7 +102,7 @@ def main() -> None:
     """Measure, and print a table or, with `--json`, one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=NAMES[0], help="embedded model, or a reward model")
-    parser.add_argument("--pairs", type=int, default=48)
+    parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     quieten()
