@@ -89,9 +89,9 @@ CPU = Profile(
         max_samples=0,
     ),
     preference_model=PreferenceModel(
-        learning_rate=5e-4,
-        batch_size=4,
-        per_device_batch_size=4,
+        learning_rate=1e-3,
+        batch_size=2,
+        per_device_batch_size=2,
         epochs=1,
         max_length=512,
         packing=False,
@@ -101,7 +101,7 @@ CPU = Profile(
         warmup_ratio=0.03,
         scheduler="cosine",
         weight_decay=0.0,
-        max_samples=0,
+        max_samples=300,
     ),
     generation=Generation(backend="transformers", max_new_tokens=80, batch_size=384, top_p=1.0),
     dpo=DPO(

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_guide.attention import Attention, replace_attention
 
-ROW_TOKENS = 2048  # more would need more memory and be no faster
+ROW_TOKENS = 4096  # more would need more memory and be no faster
 
 
 @dataclass(frozen=True)

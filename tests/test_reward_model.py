@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rlhf_guide import reward_model
+from rlhf_guide import batching, reward_model
 from rlhf_guide.batching import (
     bucketed_order,
     last_hidden_states,
@@ -172,6 +173,22 @@ def test_a_beginning_is_read_once(scorer, monkeypatch):
     sequences = [[*range(5, 45), 50 + k] for k in range(8)]
     last_hidden_states_read_once(scorer.model, sequences, 0)
     assert sum(read) == 40 + 8
+
+
+def test_the_last_feed_forward_part_reads_ends_alone(scorer):
+    """The rest of its layer is never read; a model built otherwise is left as it is."""
+    sequences = [[*range(5, 45), 50 + k] for k in range(8)]
+    read, last = [], scorer.model.base_model.layers[-1].mlp
+    hook = last.gate_proj.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape))
+    found = last_hidden_states_read_once(scorer.model, sequences, 0)
+    hook.remove()
+    assert [tuple(shape[:2]) for shape in read] == [(1, 8)]
+    torch.testing.assert_close(
+        found, last_hidden_states(scorer.model, sequences, 0), atol=1e-5, rtol=0
+    )
+    other = SimpleNamespace(base_model=SimpleNamespace())
+    with batching._last_feed_forward_at(other, [0]):
+        pass
 
 
 def test_an_empty_sequence_is_refused(scorer):

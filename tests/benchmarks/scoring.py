@@ -1,12 +1,12 @@
 """What batched scoring buys: pairs a second against one conversation at a time, and equal scores.
 
-    python tests/benchmarks/scoring.py                               # SmolLM2-135M, two minutes
+    python tests/benchmarks/scoring.py                               # SmolLM2-135M, some minutes
     python tests/benchmarks/scoring.py --model runs/cpu/reward_model/model
     python tests/benchmarks/scoring.py --json
 
 Both score the chosen and the rejected answers of the miniature's held-out pairs in float32. One at
-a time is what a text-classification pipeline does: the model's own forward pass for each answer of
-each pair, padded to nothing but with nothing beside it. The course scores all answers at once: what
+a time is transformers' text-classification pipeline: a forward pass for each answer of each pair,
+padded to nothing but with nothing beside it. The course scores all answers at once: what
 conversations begin with in common is read once, and a conversation that stands in several pairs (as
 here: see `different_conversations`) is one. Rounds of both alternate, so that a busy machine slows
 both alike. An embedded model's name gives its backbone a random head of the usual size: the speed
@@ -20,10 +20,12 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import pipeline
 
 from data_prep import embedded
 from rlhf_guide import oracle
@@ -35,7 +37,7 @@ from rlhf_guide.notebook import quieten
 from rlhf_guide.reward_model import RewardScorer
 from rlhf_guide.token_trees import tree_rows
 
-ROUNDS = 2
+ROUNDS = 4
 
 
 def heldout_conversations(count: int) -> list[list[dict[str, str]]]:
@@ -61,11 +63,21 @@ def scorer_of(model: str, scratch: str) -> RewardScorer:
     return RewardScorer(Path(model), torch.float32)
 
 
-@torch.inference_mode()
-def score_alone(scorer: RewardScorer, talk: list[dict[str, str]]) -> float:
-    """The reward of one conversation, by a forward pass of the whole model."""
-    ids = torch.tensor([encode_conversation(scorer.tokenizer, talk)])
-    return scorer.model(input_ids=ids).logits[0, 0].item()
+def pipeline_of(scorer: RewardScorer) -> Callable[[list[dict[str, str]]], float]:
+    """transformers' pipeline: the reward of one conversation."""
+    classify = pipeline(
+        "text-classification",
+        model=scorer.model,
+        tokenizer=scorer.tokenizer,
+        function_to_apply="none",
+    )
+
+    def score(talk: list[dict[str, str]]) -> float:
+        ids = encode_conversation(scorer.tokenizer, talk)
+        text = scorer.tokenizer.decode(ids)  # the template, without a line break at its end
+        return classify(text)[0]["score"]
+
+    return score
 
 
 def measure(model: str, pairs: int) -> dict[str, float]:
@@ -74,7 +86,8 @@ def measure(model: str, pairs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         scorer = scorer_of(model, scratch)
     scorer.score(talks[:2])  # warm-up
-    score_alone(scorer, talks[0])
+    alone = pipeline_of(scorer)
+    alone(talks[0])
     spent, scores = {"batched": 0.0, "single": 0.0}, {}
     for _ in range(ROUNDS):
         for name in spent:
@@ -82,7 +95,7 @@ def measure(model: str, pairs: int) -> dict[str, float]:
             if name == "batched":
                 scores[name] = scorer.score(talks)
             else:
-                scores[name] = np.array([score_alone(scorer, talk) for talk in talks])
+                scores[name] = np.array([alone(talk) for talk in talks])
             spent[name] += time.perf_counter() - started
     sequences = [encode_conversation(scorer.tokenizer, talk) for talk in talks]
     read = sum(len(row.tokens) for row in tree_rows(sequences))
