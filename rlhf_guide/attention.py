@@ -10,7 +10,7 @@ replaced for a while, with no change to a model:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def replace_attention(make: Callable[[Attention], Attention]) -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
 
 
-def attention_by_products() -> Any:
+def attention_by_products() -> AbstractContextManager[None]:
     """On a CPU in bfloat16, attention over at most 512 tokens as two products and a softmax.
 
     PyTorch's fused kernel takes about twice as long there, and up to four times with its backward

@@ -289,7 +289,8 @@ class RewardScorer:
         """Rewards of whole conversations, shape (len(conversations),), in the given order.
 
         Each conversation ends with the answer to judge; of a long one the last `max_length` tokens
-        count, as in training.
+        count, as in training. `batch_size` conversations are read at a time where they are padded,
+        that is, not on a CPU (see `batching.last_hidden_states_read_once`).
         """
         sequences = [
             truncate_left(encode_conversation(self.tokenizer, messages), self.max_length)

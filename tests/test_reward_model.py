@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,7 @@ from rlhf_guide.reward_model import (
     encode_pairs,
     train_reward_model,
 )
+from rlhf_guide.token_trees import tree_rows
 
 SETTINGS = replace(load_profile("smoke").reward_model, batch_size=4, per_device_batch_size=4)
 
@@ -140,9 +142,14 @@ def test_scores_do_not_depend_on_batch_or_order(scorer):
     np.testing.assert_allclose(backwards, together, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_reading_beginnings_once_changes_no_hidden_state(scorer, batch_size):
-    """Forks at several depths, one sequence alone, equal ones, one that is another's beginning."""
+@pytest.mark.parametrize("row_tokens", [1, 100, 4096])
+def test_reading_beginnings_once_changes_no_hidden_state(scorer, monkeypatch, row_tokens):
+    """Forks at several depths, one sequence alone, equal ones, one that is another's beginning.
+
+    In a row for each, in several rows that cut trees apart, and in one.
+    """
+    monkeypatch.setattr(batching, "tree_rows", partial(tree_rows, row_tokens=row_tokens))
+    read = read_tokens(monkeypatch, scorer)
     generator = torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(5, 400, (n,), generator=generator).tolist()  # noqa: E731
     trunk, other = draw(30), draw(3)
@@ -150,8 +157,9 @@ def test_reading_beginnings_once_changes_no_hidden_state(scorer, batch_size):
     stems = [trunk] * 4 + [limb] * 5 + [other] * 4 + [[]] * 3
     sequences = [stem + draw(1 + 7 * k % 11) for k, stem in enumerate(stems)]
     sequences += [sequences[0][:20], sequences[5], sequences[5], trunk]
+    found = last_hidden_states_read_once(scorer.model, sequences, 0)
+    assert (len(read) == 1) == (row_tokens == 4096)
     expected = last_hidden_states(scorer.model, sequences, 0, batch_size=4)
-    found = last_hidden_states_read_once(scorer.model, sequences, 0, batch_size)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
