@@ -61,10 +61,11 @@ def last_hidden_states_read_once(
     _refuse_empty(sequences)
     pooled = _nothing_yet(model, len(sequences))
     for row in tree_rows(sequences):
-        ends = sorted(set(row.ends.values()))
-        with attention_along(row, model.dtype), _last_feed_forward_at(model, ends):
+        ends = row.ends()
+        places = sorted(set(ends.values()))
+        with attention_along(row, model.dtype), _last_feed_forward_at(model, places):
             hidden = _hidden_states(model, **row.inputs())[0]
-        pooled[list(row.ends)] = hidden[list(row.ends.values())].float()
+        pooled[list(ends)] = hidden[list(ends.values())].float()
     return pooled
 
 

@@ -44,6 +44,7 @@ from rlhf_guide.comparisons import (
     position_bias,
 )
 from rlhf_guide.errors import DataError, TemplateError
+from rlhf_guide.frozen_layers import frozen_layers_read_once
 from rlhf_guide.models import (
     LOADING,
     choose_device,
@@ -189,21 +190,31 @@ def train_preference_model(
     rows, counts = encode_comparisons(
         tokenizer, asked, settings.max_length, seed, settings.both_orders
     )
-    trainer = _build_trainer(base, tokenizer, rows, settings, output_dir, seed, dtype, track)
-    trainer.remove_callback(PrinterCallback)  # it prints every logged step
-    trained = fit(trainer, output_dir)
+    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=training_dtype(settings.lora_rank, dtype), **LOADING
+    )
+    adapted = settings.lora_layers if settings.lora_rank and not settings.packing else 0
+    pad = tokenizer.pad_token_id
+    with frozen_layers_read_once(model, adapted, rows, ["input_ids"], pad) as reading:
+        trainer = _build_trainer(
+            model, tokenizer, reading.rows, settings, output_dir, seed, dtype, track
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every logged step
+        trained = fit(trainer, output_dir)
     steps = history(trainer)
     if trained is not None:
         whole = merge_adapter(trained) if settings.lora_rank else trained.to(dtype)
         save_model(whole, tokenizer, output_dir)
     remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer)}
+    metrics["train_seconds"] += reading.seconds
     metrics["tokens"] = settings.epochs * sum(len(row["input_ids"]) for row in rows)
     return {"history": steps, "metrics": metrics}
 
 
 def _build_trainer(
-    base: str | Path,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, list[int]]],
     settings: PreferenceModel,
@@ -225,10 +236,6 @@ def _build_trainer(
         pad_to_multiple_of=None,
         # Blocks are equally long; single comparisons keep the bucketed order, to pad little.
         train_sampling_strategy="random" if settings.packing else "sequential",
-    )
-    set_seed(seed)  # new adapters are drawn from the global state: equal on every process
-    model = AutoModelForCausalLM.from_pretrained(
-        base, dtype=training_dtype(settings.lora_rank, dtype), **LOADING
     )
     return LabelTrainer(
         model=model,

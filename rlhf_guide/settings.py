@@ -82,7 +82,8 @@ class PreferenceModel:
 
     `batch_size` counts packed blocks of `max_length` tokens when `packing`, comparisons otherwise.
     With `both_orders` every pair is read twice, with its answers exchanged; the paper draws one
-    order a pair. `lora_layers` is as in `RewardModel`.
+    order a pair. `lora_layers` is as in `RewardModel`; on a CPU, unless `packing`, the layers below
+    are read once before training (see `frozen_layers`).
     """
 
     learning_rate: float = _above(0, 1)

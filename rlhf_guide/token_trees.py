@@ -38,7 +38,7 @@ class TreeRow:
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     branches: list[Branch] = field(default_factory=list)
-    ends: dict[int, int] = field(default_factory=dict)  # sequence → place of its last token
+    paths: dict[int, list[int]] = field(default_factory=dict)  # sequence → places of its tokens
 
     def add(self, index: int, ids: Sequence[int], path: list[int], common: int) -> list[int]:
         """Append what sequence `index` does not share; return the places of all its tokens.
@@ -51,8 +51,12 @@ class TreeRow:
             self.branches.append(Branch(start, end, path))
             self.tokens += ids[common:]
             self.positions += range(common, len(ids))
-        self.ends[index] = path[-1]
+        self.paths[index] = path
         return path
+
+    def ends(self) -> dict[int, int]:
+        """The place of each sequence's last token."""
+        return {index: path[-1] for index, path in self.paths.items()}
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """What a model is called with, inside `attention_along`: a batch of one row.

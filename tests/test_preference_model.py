@@ -17,7 +17,7 @@ from rlhf_guide.comparisons import (
     position_bias,
 )
 from rlhf_guide.errors import DataError, TemplateError
-from rlhf_guide.models import load_tokenizer, resolve_model, save_model
+from rlhf_guide.models import load_policy, load_tokenizer, resolve_model, save_model
 from rlhf_guide.preference_model import (
     IGNORED,
     PreferenceScorer,
@@ -152,7 +152,8 @@ def test_both_orders_of_a_pair_are_one_batch(base, tokenizer, tmp_path):
     settings = replace(SETTINGS, packing=False, both_orders=True)
     pairs = [pair(i, "word " * (1 + 3 * i)) for i in range(8)]
     rows, _ = encode_comparisons(tokenizer, pairs, 512, seed=0, both_orders=True)
-    trainer = _build_trainer(base, tokenizer, rows, settings, tmp_path, 0, torch.float32)
+    model = load_policy(base, torch.float32)
+    trainer = _build_trainer(model, tokenizer, rows, settings, tmp_path, 0, torch.float32)
     for batch in trainer.get_train_dataloader():
         targets = batch["labels"][batch["labels"] != IGNORED].tolist()
         assert sorted(targets) == sorted(label_token_ids(tokenizer))

@@ -19,19 +19,20 @@ def test_three_answers_by_hand():
     assert row.positions == [0, 1, 2, 2, 3, 3]
     assert [branch.path for branch in row.branches] == [[0, 1, 2], [0, 1, 3, 4], [0, 1, 3, 5]]
     assert [(branch.start, branch.end) for branch in row.branches] == [(0, 3), (3, 5), (5, 6)]
-    assert row.ends == {2: 2, 0: 4, 1: 5}
+    assert row.ends() == {2: 2, 0: 4, 1: 5}
+    assert row.paths[1] == [0, 1, 3, 5]
 
 
 @given(sequences, st.integers(1, 40))
 def test_each_sequence_can_be_read_off_its_row(found, row_tokens):
     rows = list(tree_rows(found, row_tokens))
-    assert sorted(index for row in rows for index in row.ends) == list(range(len(found)))
+    assert sorted(index for row in rows for index in row.paths) == list(range(len(found)))
     for row in rows:
-        longest = max(len(found[index]) for index in row.ends)
+        longest = max(len(found[index]) for index in row.paths)
         assert len(row.tokens) <= max(row_tokens, longest)
-        paths = {place: path for path in map(list, paths_of(row)) for place in path[-1:]}
-        for index, end in row.ends.items():
-            path = paths[end]
+        ancestors = {path[-1]: path for path in paths_of(row)}
+        for index, path in row.paths.items():
+            assert ancestors[path[-1]] == path
             assert [row.tokens[place] for place in path] == found[index]
             assert [row.positions[place] for place in path] == list(range(len(found[index])))
 
@@ -64,7 +65,7 @@ def test_a_token_depends_on_its_ancestors_alone(dtype):
         hidden = model.base_model(**row.inputs()).last_hidden_state[0]
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
     tolerance = 1e-5 if dtype == torch.float32 else 0.1
-    for index, end in row.ends.items():
+    for index, end in row.ends().items():
         with torch.no_grad():
             alone = model.base_model(input_ids=torch.tensor([found[index]])).last_hidden_state
         torch.testing.assert_close(hidden[end], alone[0, -1], atol=tolerance, rtol=tolerance)
