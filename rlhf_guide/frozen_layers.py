@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
-from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
@@ -32,72 +31,70 @@ PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
 
 @dataclass(frozen=True)
 class FrozenReading:
-    """Rows to train on in the place of those with token ids, and the seconds the reading took."""
+    """Sequences to train on in the place of token ids, and the seconds that the reading took."""
 
-    rows: list[dict[str, Any]]
+    sequences: list[list[int]]
     seconds: float
 
 
 @contextmanager
 def frozen_layers_read_once(
-    model: PreTrainedModel,
-    adapted: int,
-    rows: Sequence[dict[str, Any]],
-    columns: Sequence[str],
-    pad_id: int,
+    model: PreTrainedModel, adapted: int, sequences: Sequence[list[int]], pad_id: int
 ) -> Iterator[FrozenReading]:
     """Let the model be its last `adapted` layers while the context lasts; 0 stands for all layers.
 
-    `columns` of the rows hold token ids and get those of the table, whose row `pad_id` belongs to
-    no token: padding stays what it was. Adapters go on the layers that are left, as many as
-    `config.num_hidden_layers` says meanwhile. Afterwards the model is whole again, its adapters
-    where they belong.
+    The sequences become rows of the table, whose row `pad_id` belongs to no token: padding stays
+    what it was. Adapters go on the layers that are left, as many as `config.num_hidden_layers` says
+    meanwhile. Afterwards the model is whole again, its adapters where they belong.
 
-    The rows stay as they are, and the model too, on a GPU, where reading is cheap; with several
-    processes; and for models with dropout or whose layers see less than the whole past or get more
-    than embeddings.
+    The sequences stay as they are, and the model too, on a GPU, where reading is cheap; with
+    several processes; and for models with dropout or whose layers see less than the whole past or
+    get more than embeddings.
     """
     started = perf_counter()
-    backbone, config = model.base_model, model.config.get_text_config()
+    backbone, config = model.base_model, model.config
     frozen = config.num_hidden_layers - adapted if adapted else 0
     fits = config.model_type in PLAIN and not config.attention_dropout
     fits = fits and model.device.type == "cpu" and world_size() == 1
     if frozen <= 0 or not fits or not sees_whole_past(model):
-        yield FrozenReading(list(rows), 0.0)
+        yield FrozenReading(list(sequences), 0.0)
         return
-    sequences = [row[column] for row in rows for column in columns]
     found, table = _states_after(model, frozen, sequences, pad_id)
-    ids = iter(found)
-    layers, embedding = backbone.layers, backbone.embed_tokens
-    try:
-        backbone.layers = layers[frozen:]
-        backbone.embed_tokens = torch.nn.Embedding.from_pretrained(table, freeze=True)
-        with mock.patch.object(config, "num_hidden_layers", adapted):
-            replaced = [{**row, **{column: next(ids) for column in columns}} for row in rows]
-            yield FrozenReading(replaced, perf_counter() - started)
-    finally:
-        backbone.layers, backbone.embed_tokens = layers, embedding
+    states = torch.nn.Embedding.from_pretrained(table, freeze=True)
+    upper = _replaced(backbone, layers=backbone.layers[frozen:], embed_tokens=states)
+    with upper, _replaced(config, num_hidden_layers=adapted):
+        yield FrozenReading(found, perf_counter() - started)
 
 
 @torch.no_grad()
 def _states_after(
     model: PreTrainedModel, count: int, sequences: Sequence[list[int]], pad_id: int
 ) -> tuple[list[list[int]], torch.Tensor]:
-    """Each sequence as rows of a table of hidden states, those after the first `count` layers."""
+    """Each sequence as rows of a table (rows, hidden) of the states after `count` layers."""
     backbone = model.base_model
     found: list[list[int]] = [[] for _ in sequences]
     states, read = [], 0
-    layers, norm = backbone.layers, backbone.norm
-    try:
-        backbone.layers, backbone.norm = layers[:count], torch.nn.Identity()
+    lower = _replaced(backbone, layers=backbone.layers[:count], norm=torch.nn.Identity())
+    with lower:
         for row in tree_rows(sequences):
             with attention_along(row, model.dtype):
                 states.append(backbone(**row.inputs(), use_cache=False).last_hidden_state[0])
             for index, path in row.paths.items():
                 found[index] = [read + place + (read + place >= pad_id) for place in path]
             read += len(row.tokens)
-    finally:
-        backbone.layers, backbone.norm = layers, norm
     table = torch.cat(states)
     blank = table.new_zeros(max(1, pad_id + 1 - len(table)), table.shape[1])
     return found, torch.cat([table[:pad_id], blank, table[pad_id:]])
+
+
+@contextmanager
+def _replaced(target: Any, **parts: Any) -> Iterator[None]:
+    """Other values for some attributes, in place: a model's parts keep their order."""
+    before = {name: getattr(target, name) for name in parts}
+    try:
+        for name, part in parts.items():
+            setattr(target, name, part)
+        yield
+    finally:
+        for name, part in before.items():
+            setattr(target, name, part)

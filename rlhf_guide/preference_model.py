@@ -195,10 +195,14 @@ def train_preference_model(
         base, dtype=training_dtype(settings.lora_rank, dtype), **LOADING
     )
     adapted = settings.lora_layers if settings.lora_rank and not settings.packing else 0
-    pad = tokenizer.pad_token_id
-    with frozen_layers_read_once(model, adapted, rows, ["input_ids"], pad) as reading:
+    ids, pad = [row["input_ids"] for row in rows], tokenizer.pad_token_id
+    with frozen_layers_read_once(model, adapted, ids, pad) as reading:
+        read_rows = [
+            {**row, "input_ids": states}
+            for row, states in zip(rows, reading.sequences, strict=True)
+        ]
         trainer = _build_trainer(
-            model, tokenizer, reading.rows, settings, output_dir, seed, dtype, track
+            model, tokenizer, read_rows, settings, output_dir, seed, dtype, track
         )
         trainer.remove_callback(PrinterCallback)  # it prints every logged step
         trained = fit(trainer, output_dir)

@@ -31,10 +31,6 @@ def model(base):
     return load_policy(base, torch.float32)
 
 
-def as_rows(sequences):
-    return [{"ids": ids, "label": number} for number, ids in enumerate(sequences)]
-
-
 def last_states(model, sequences, pad):
     """After the final norm, at the last token of each sequence, padded on the right."""
     width = max(map(len, sequences))
@@ -54,19 +50,18 @@ sequences = st.lists(st.lists(st.integers(5, 8), min_size=1, max_size=9), min_si
 def test_what_is_left_of_the_model_gives_the_same_states(model, found, pad):
     """Wherever the row of padding lies, also behind all others, as large vocabularies have it."""
     before = last_states(model, found, PAD)
-    with frozen_layers_read_once(model, 1, as_rows(found), ["ids"], pad) as reading:
-        ids = [row["ids"] for row in reading.rows]
+    with frozen_layers_read_once(model, 1, found, pad) as reading:
+        ids = reading.sequences
         assert len(model.base_model.layers) == model.config.num_hidden_layers == 1
         torch.testing.assert_close(last_states(model, ids, pad), before, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(last_states(model, found, PAD), before, atol=0, rtol=0)
 
 
 def test_rows_of_the_table(model):
-    """Equal beginnings are equal ids, other columns stay, and padding is the row of no token."""
-    with frozen_layers_read_once(model, 1, as_rows(SEQUENCES), ["ids"], PAD) as reading:
+    """Equal beginnings are equal ids, and padding is the row of no token."""
+    with frozen_layers_read_once(model, 1, SEQUENCES, PAD) as reading:
         table = model.base_model.embed_tokens.weight
-        ids = [row["ids"] for row in reading.rows]
-        assert [row["label"] for row in reading.rows] == [0, 1, 2, 3]
+        ids = reading.sequences
         assert [len(row) for row in ids] == [4, 3, 2, 5]
         assert ids[0] == ids[3][:4]
         assert ids[0][:2] == ids[1][:2]
@@ -82,7 +77,7 @@ def test_the_model_is_whole_again_after_an_error(model):
     names = list(model.state_dict())
     with (
         pytest.raises(RuntimeError, match="stopped"),
-        frozen_layers_read_once(model, 1, as_rows(SEQUENCES), ["ids"], PAD),
+        frozen_layers_read_once(model, 1, SEQUENCES, PAD),
     ):
         raise RuntimeError("stopped")
     assert model.base_model.layers is layers
@@ -103,15 +98,14 @@ def test_otherwise_nothing_changes(model, case, monkeypatch):
     if case == "processes":
         monkeypatch.setenv("WORLD_SIZE", "2")
     layers = model.base_model.layers
-    rows = as_rows(SEQUENCES)
-    with frozen_layers_read_once(model, adapted, rows, ["ids"], PAD) as reading:
-        assert reading == FrozenReading(rows, 0.0)
+    with frozen_layers_read_once(model, adapted, SEQUENCES, PAD) as reading:
+        assert reading == FrozenReading(SEQUENCES, 0.0)
         assert model.base_model.layers is layers
 
 
 @contextmanager
-def every_step_reads_all(model, adapted, rows, columns, pad_id):
-    yield FrozenReading(rows, 0.0)
+def every_step_reads_all(model, adapted, sequences, pad_id):
+    yield FrozenReading(sequences, 0.0)
 
 
 @pytest.mark.trains
