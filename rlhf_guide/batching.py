@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_guide.attention import sees_whole_past
+from rlhf_guide.models import PLAIN_FAMILIES
 from rlhf_guide.token_trees import attention_along, tree_rows
 
 
@@ -62,31 +63,33 @@ def last_hidden_states_read_once(
     pooled = _nothing_yet(model, len(sequences))
     for row in tree_rows(sequences):
         ends = row.ends()
-        places = sorted(set(ends.values()))
-        with attention_along(row, model.dtype), _last_feed_forward_at(model, places):
+        read = torch.zeros(1, len(row.tokens), dtype=torch.bool)
+        read[0, list(ends.values())] = True
+        with attention_along(row, model.dtype), last_feed_forward_at(model.base_model, read):
             hidden = _hidden_states(model, **row.inputs())[0]
         pooled[list(ends)] = hidden[list(ends.values())].float()
     return pooled
 
 
 @contextmanager
-def _last_feed_forward_at(model: PreTrainedModel, places: list[int]) -> Iterator[None]:
-    """Leave out the last layer's feed-forward part, a function of one token, for all other tokens.
+def last_feed_forward_at(backbone: PreTrainedModel, read: torch.Tensor) -> Iterator[None]:
+    """Leave out the last layer's feed-forward part, a function of one token, where nobody reads it.
 
-    It is three quarters of a layer's products.
+    `read`, of shape (rows, tokens), is true for the tokens whose states are read. That part is
+    three quarters of a layer's products. All is computed in families whose feed-forward part may
+    be something else, and with gradient checkpointing, which computes the layer again, after the
+    context, in the backward pass.
     """
-    layers = getattr(model.base_model, "layers", None)
-    if layers is None or not hasattr(layers[-1], "mlp"):
+    if backbone.config.model_type not in PLAIN_FAMILIES or backbone.is_gradient_checkpointing:
         yield
         return
-    whole = layers[-1].mlp.forward
+    last = backbone.layers[-1].mlp
+    whole = last.forward
 
-    def at_places(hidden: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden).index_copy(
-            1, torch.tensor(places), whole(hidden[:, places])
-        )
+    def where_read(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden).index_put((read,), whole(hidden[read][None])[0])
 
-    with mock.patch.object(layers[-1].mlp, "forward", at_places):
+    with mock.patch.object(last, "forward", where_read):
         yield
 
 

@@ -22,11 +22,9 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_guide.attention import sees_whole_past
+from rlhf_guide.models import PLAIN_FAMILIES
 from rlhf_guide.token_trees import attention_along, tree_rows
 from rlhf_guide.training import world_size
-
-# Their first layer is given the embeddings as they are, and their layers differ in weights alone.
-PLAIN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def frozen_layers_read_once(
     started = perf_counter()
     backbone, config = model.base_model, model.config
     frozen = config.num_hidden_layers - adapted if adapted else 0
-    fits = config.model_type in PLAIN and not config.attention_dropout
+    fits = config.model_type in PLAIN_FAMILIES and not config.attention_dropout
     fits = fits and model.device.type == "cpu" and world_size() == 1
     if frozen <= 0 or not fits or not sees_whole_past(model):
         yield FrozenReading(list(sequences), 0.0)

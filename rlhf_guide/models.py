@@ -38,6 +38,9 @@ SPARE_TOKENS = (
 )
 # Never a pickle: it can run code. PyTorch's attention keeps packed documents apart everywhere.
 LOADING = {"attn_implementation": "sdpa", "use_safetensors": True}
+# Their first layer is given the embeddings as they are, their layers differ in weights alone, and
+# each ends with a feed-forward part that maps one token's state to another.
+PLAIN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 # What PyTorch calls a CPU's units for bfloat16 products, and what their makers do.
 BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
 

@@ -146,7 +146,8 @@ class LabelTrainer(SFTTrainer):
         """Mean cross-entropy of the labels over the whole (accumulated) batch; logs accuracy."""
         reading = nullcontext()
         if self.side_by_side:
-            reading = shared_prompts(self.accelerator.unwrap_model(model))
+            # The label is a sequence's last token, and said by the one before it.
+            reading = shared_prompts(self.accelerator.unwrap_model(model), read_at=-2)
             inputs = {name: torch.cat([rows[::2], rows[1::2]]) for name, rows in inputs.items()}
         labels = inputs.pop("labels")[:, 1:]
         columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]

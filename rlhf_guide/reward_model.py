@@ -33,6 +33,7 @@ from rlhf_guide.batching import (
 )
 from rlhf_guide.chat import encode_conversation, truncate_left
 from rlhf_guide.errors import DataError, WeightsError
+from rlhf_guide.frozen_layers import frozen_layers_read_once
 from rlhf_guide.models import (
     choose_device,
     last_layers,
@@ -105,7 +106,7 @@ class PairTrainer(RewardTrainer):
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, metrics and logs (see `shared_prompts`)."""
-        with shared_prompts(self.accelerator.unwrap_model(self.model)):
+        with shared_prompts(self.accelerator.unwrap_model(self.model), read_at=-1):
             return super().compute_loss(*args, **kwargs)
 
 
@@ -169,25 +170,34 @@ def train_reward_model(
     )
     set_seed(seed)  # new adapters are drawn from the global state: equal on every process
     model = new_reward_model(base, training_dtype(settings.lora_rank, dtype))
-    trainer = PairTrainer(
-        model=model,
-        args=RewardConfig(
-            **arguments,
-            max_length=None,  # TRL would drop long pairs; they are already cut on the left
-            train_sampling_strategy="sequential",  # keep the bucketed order
-            center_rewards_coefficient=settings.centring or None,
-        ),
-        train_dataset=Dataset.from_list([rows[index] for index in order]),
-        processing_class=tokenizer,
-        peft_config=_adapter(settings, model),
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints every logged step
-    trained = fit(trainer, output_dir)
+    adapted = settings.lora_layers if settings.lora_rank else 0
+    ids = [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
+    with frozen_layers_read_once(model, adapted, ids, tokenizer.pad_token_id) as reading:
+        sides = zip(reading.sequences[::2], reading.sequences[1::2], strict=True)
+        read_rows = [
+            {**row, "chosen_ids": chosen, "rejected_ids": rejected}
+            for row, (chosen, rejected) in zip(rows, sides, strict=True)
+        ]
+        trainer = PairTrainer(
+            model=model,
+            args=RewardConfig(
+                **arguments,
+                max_length=None,  # TRL would drop long pairs; they are already cut on the left
+                train_sampling_strategy="sequential",  # keep the bucketed order
+                center_rewards_coefficient=settings.centring or None,
+            ),
+            train_dataset=Dataset.from_list([read_rows[index] for index in order]),
+            processing_class=tokenizer,
+            peft_config=_adapter(settings, model),
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every logged step
+        trained = fit(trainer, output_dir)
     steps = history(trainer)
     if trained is not None:
         _save(trained, tokenizer, settings, output_dir)
     remove_checkpoints(output_dir)
     metrics = {**counts, **run_metrics(trainer)}
+    metrics["train_seconds"] += reading.seconds
     metrics["tokens"] = settings.epochs * sum(
         len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows
     )

@@ -56,7 +56,8 @@ class SFT:
 class RewardModel:
     """Bradley-Terry reward model (paper §2.1); `batch_size` counts preference pairs.
 
-    `lora_layers` puts adapters into the last layers only (0 = all): the backward pass ends there.
+    `lora_layers` puts adapters into the last layers only (0 = all): the backward pass ends there,
+    and on a CPU the layers below are read once, before training (see `frozen_layers`).
     Two options that the paper does not use: with `margin` a pair's rewards must differ by its
     difference of scores, and `centring` times the mean of (chosen + rejected)² joins the loss.
     """
@@ -82,8 +83,7 @@ class PreferenceModel:
 
     `batch_size` counts packed blocks of `max_length` tokens when `packing`, comparisons otherwise.
     With `both_orders` every pair is read twice, with its answers exchanged; the paper draws one
-    order a pair. `lora_layers` is as in `RewardModel`; on a CPU, unless `packing`, the layers below
-    are read once before training (see `frozen_layers`).
+    order a pair. `lora_layers` is as in `RewardModel`, but packed comparisons are read whole.
     """
 
     learning_rate: float = _above(0, 1)

@@ -21,14 +21,17 @@ import torch
 from peft import PeftModel
 
 from rlhf_guide.attention import attention_by_products, sees_whole_past
+from rlhf_guide.batching import last_feed_forward_at
 
 
 @contextmanager
-def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
+def shared_prompts(model: torch.nn.Module, read_at: int | None = None) -> Iterator[None]:
     """Let the model's backbone read each pair of a batch as one row while the context lasts.
 
     `model` is what TRL trains, out of its distributed wrapper, with adapters or without. Models
-    whose layers do not all attend to the whole past are left as they are.
+    whose layers do not all attend to the whole past are left as they are. `read_at` is the index,
+    from the end, of the one token of each sequence whose state is read: -1 is the last. The states
+    of all others are then unfinished (see `last_feed_forward_at`).
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     backbone = model.base_model
@@ -37,7 +40,13 @@ def shared_prompts(model: torch.nn.Module) -> Iterator[None]:
     def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
         rows, mask, positions, places = pair_rows(input_ids, attention_mask)
         options["position_ids"] = positions
-        with attention_by_products():
+        unfinished = nullcontext()
+        if read_at is not None:
+            ends = places.gather(1, attention_mask.sum(1, keepdim=True) + read_at)
+            read = torch.zeros_like(rows, dtype=torch.bool)
+            read.scatter_(1, torch.cat(ends.chunk(2), dim=1), True)
+            unfinished = last_feed_forward_at(backbone, read)
+        with attention_by_products(), unfinished:
             output = whole(input_ids=rows, attention_mask=mask, **options)
         hidden = torch.cat([output.last_hidden_state] * 2)  # chosen rows, then rejected ones
         index = places[..., None].expand(-1, -1, hidden.shape[-1])

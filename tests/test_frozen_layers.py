@@ -5,17 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from dpo_world import PAIRS, SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
-from rlhf_guide import preference_model
+from rlhf_guide import preference_model, reward_model
 from rlhf_guide.comparisons import as_comparison
 from rlhf_guide.frozen_layers import FrozenReading, frozen_layers_read_once
 from rlhf_guide.models import load_policy, resolve_model
 from rlhf_guide.preference_model import PreferenceScorer, train_preference_model
 from rlhf_guide.profiles import load_profile
+from rlhf_guide.reward_model import RewardScorer, train_reward_model
 
 PAD = 3  # within the table of any test
 SEQUENCES = [[5, 6, 7, 8], [5, 6, 9], [10, 11], [5, 6, 7, 8, 12]]
@@ -141,11 +142,43 @@ def test_the_preference_model_trains_alike(base, tmp_path, monkeypatch, both_ord
 
 
 @pytest.mark.trains
-def test_training_reads_the_first_layer_once(base, tmp_path, monkeypatch):
-    """However many epochs: one row for all comparisons, and steps that begin above it."""
-    part = replace(load_profile("smoke").preference_model, epochs=3, packing=False, lora_layers=1)
+def test_the_reward_model_trains_alike(base, tmp_path, monkeypatch):
+    part = replace(
+        load_profile("smoke").reward_model, learning_rate=5e-3, epochs=2, lora_rank=4, lora_layers=1
+    )
+
+    def train(name):
+        return train_reward_model(base, PAIRS, part, tmp_path / name, SEED)["history"]
+
+    once = train("once")
+    monkeypatch.setattr(reward_model, "frozen_layers_read_once", every_step_reads_all)
+    always = train("always")
+    assert once[-1]["loss"] != pytest.approx(once[0]["loss"], abs=1e-3)
+    for ours, theirs in zip(once, always, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["margin"] == pytest.approx(theirs["margin"], abs=1e-4)
+    talks = [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    scores = [
+        torch.tensor(RewardScorer(tmp_path / name, torch.float32).score(talks))
+        for name in ("once", "always")
+    ]
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
+JUDGES = {
+    "preference_model": (train_preference_model, {"packing": False}, "AutoModelForCausalLM"),
+    "reward_model": (train_reward_model, {"lora_rank": 4}, "AutoModelForSequenceClassification"),
+}
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("judge", JUDGES)
+def test_training_reads_the_first_layer_once(base, tmp_path, monkeypatch, judge):
+    """However many epochs: one row for all sequences, and steps that begin above it."""
+    train, options, loader = JUDGES[judge]
+    part = replace(getattr(load_profile("smoke"), judge), epochs=3, lora_layers=1, **options)
     read = []
-    load = AutoModelForCausalLM.from_pretrained
+    load = getattr(transformers, loader).from_pretrained
 
     def watched(*args, **options):
         found = load(*args, **options)
@@ -153,6 +186,6 @@ def test_training_reads_the_first_layer_once(base, tmp_path, monkeypatch):
         first.register_forward_pre_hook(lambda _module, args: read.append(args[0].shape[0]))
         return found
 
-    monkeypatch.setattr(preference_model.AutoModelForCausalLM, "from_pretrained", watched)
-    train_preference_model(base, PAIRS, part, tmp_path, SEED)
+    monkeypatch.setattr(getattr(transformers, loader), "from_pretrained", watched)
+    train(base, PAIRS, part, tmp_path, SEED)
     assert read == [1]

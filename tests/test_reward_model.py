@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,7 +183,7 @@ def test_a_beginning_is_read_once(scorer, monkeypatch):
 
 
 def test_the_last_feed_forward_part_reads_ends_alone(scorer):
-    """The rest of its layer is never read; a model built otherwise is left as it is."""
+    """What it makes of all other tokens is never read."""
     sequences = [[*range(5, 45), 50 + k] for k in range(8)]
     read, last = [], scorer.model.base_model.layers[-1].mlp
     hook = last.gate_proj.register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape))
@@ -194,9 +193,19 @@ def test_the_last_feed_forward_part_reads_ends_alone(scorer):
     torch.testing.assert_close(
         found, last_hidden_states(scorer.model, sequences, 0), atol=1e-5, rtol=0
     )
-    other = SimpleNamespace(base_model=SimpleNamespace())
-    with batching._last_feed_forward_at(other, [0]):
-        pass
+
+
+@pytest.mark.parametrize("case", ["plain", "family", "checkpointing"])
+def test_when_the_last_feed_forward_part_is_left_out(scorer, monkeypatch, case):
+    backbone = scorer.model.base_model
+    if case == "family":  # its feed-forward part may give a tuple
+        monkeypatch.setattr(backbone.config, "model_type", "mixtral")
+    if case == "checkpointing":  # the backward pass would compute the layer as it is
+        monkeypatch.setattr(type(backbone), "is_gradient_checkpointing", True)
+    with batching.last_feed_forward_at(backbone, torch.tensor([[False, True]])):
+        out = backbone.layers[-1].mlp(torch.ones(1, 2, backbone.config.hidden_size))
+    assert out[0, 1].any()
+    assert bool(out[0, 0].any()) == (case != "plain")
 
 
 def test_an_empty_sequence_is_refused(scorer):

@@ -73,6 +73,7 @@ def test_every_token_stands_where_it_is_looked_for(pairs):
     [
         [([5, 6, 7, 8, 9], [5, 6, 9]), ([5, 7], [5, 7, 8, 9, 10, 11])],  # one is the other's start
         [([5, 6, 7], [8, 9]), ([5], [6])],  # nothing in common
+        [([5, 6, 7], [5, 6, 7]), ([5], [6])],  # everything in common
     ],
 )
 def test_hidden_states_and_gradients_do_not_change(model, pairs):
@@ -87,6 +88,27 @@ def test_hidden_states_and_gradients_do_not_change(model, pairs):
         found.append((hidden[mask.bool()], gradients))
     assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
     for ours, plain in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(ours, plain, atol=1e-4 * float(plain.abs().max() + 1))
+
+
+@pytest.mark.parametrize("read_at", [-1, -2])
+def test_one_state_of_each_and_its_gradients_do_not_change(model, read_at):
+    """Also where both are the same token of the row, whose gradient is then that of two."""
+    ids, mask = batch([([5, 6, 7, 8, 9], [5, 6, 9]), ([5, 7], [5, 7]), ([5, 7], [8, 7, 8])])
+    at, found, read = mask.sum(1) + read_at, [], []
+    hook = model.base_model.layers[-1].mlp.gate_proj.register_forward_hook(
+        lambda module, inputs, output: read.append(inputs[0].shape[:2])
+    )
+    for context in (shared_prompts.shared_prompts(model, read_at), shared_prompts.nullcontext()):
+        with context:
+            hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        model.zero_grad()
+        ends = hidden[torch.arange(len(ids)), at]
+        (ends**3).sum().backward()
+        found.append([ends.detach(), *(p.grad.clone() for p in model.base_model.parameters())])
+    hook.remove()
+    assert read == [(1, 5), tuple(ids.shape)]
+    for ours, plain in zip(*found, strict=True):
         assert torch.allclose(ours, plain, atol=1e-4 * float(plain.abs().max() + 1))
 
 
@@ -105,7 +127,7 @@ def test_a_common_prompt_is_read_once(model):
 def histories(monkeypatch, module, train):
     """A training's losses with common prompts read once, and as TRL does it."""
     shared = train("shared")
-    monkeypatch.setattr(module, "shared_prompts", lambda model: shared_prompts.nullcontext())
+    monkeypatch.setattr(module, "shared_prompts", lambda *args, **_: shared_prompts.nullcontext())
     return shared, train("plain")
 
 
