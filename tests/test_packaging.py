@@ -198,6 +198,16 @@ def test_readme_gives_the_makefile_s_targets_and_times():
     assert dict(rows) == make_times()
 
 
+def test_make_keeps_compiled_libraries_where_the_environment_forbids_it(monkeypatch):
+    """Otherwise each notebook compiles some 4000 files before its first line runs."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    asked = "import sys; print(sys.dont_write_bytecode)"
+    probe = f"probe: ; @'{sys.executable}' -c '{asked}'"
+    command = ["make", "--no-print-directory", "-C", str(ROOT), f"--eval={probe}", "probe"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_make_target_states_its_time():
     targets = set(re.search(r"^\.PHONY: (.+)$", text("Makefile"), re.MULTILINE).group(1).split())
     assert set(make_times()) == targets - {"help", "venv"}
